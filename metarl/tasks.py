@@ -97,6 +97,20 @@ def striped(u: Tensor, split: Split) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Spec:
+    """What an agent needs to know of a family, with or without a simulator."""
+
+    observation_space: gym.spaces.Box
+    action_space: gym.spaces.Box | gym.spaces.Discrete
+    task_dim: int
+    """F, features that describe a task to a privileged critic"""
+    episodes: int
+    """K, episodes per trial"""
+    horizon: int
+    """H, steps per episode"""
+
+
+@dataclass(frozen=True)
 class Family(ABC):
     """A distribution over tasks and the worlds that can run them; the fields are its options."""
 
@@ -133,6 +147,12 @@ class Family(ABC):
     def task_dim(self) -> int:
         """F, the number of features that describe a task to an oracle."""
         return self.sample_tasks(1, "train", torch.Generator()).features().shape[-1]
+
+    def spec(self) -> Spec:
+        """The spaces and sizes that an agent is built from."""
+        return Spec(
+            self.observation_space, self.action_space, self.task_dim, self.episodes, self.horizon
+        )
 
     def check_split(self, split: str) -> None:
         """Raise `UsageError` unless this family has `split`."""

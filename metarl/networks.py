@@ -1,0 +1,152 @@
+"""Networks that agents are made of: MLP, running normalisation, action heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import gymnasium as gym
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+    """Linear layers `sizes[0] -> ... -> sizes[-1]`, an activation after every one of them."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2.0)), activation()]
+    return nn.Sequential(*layers)
+
+
+def orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
+    """Give `layer` orthogonal weights of size `gain` and zero biases (Saxe et al. 2014)."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class RunningNorm(nn.Module):
+    """Subtract the running mean and divide by the running standard deviation of each feature."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, dim: int, clip: float = 10.0) -> None:
+        """Start as the identity on features `[..., dim]`; results are cut at +-`clip`."""
+        super().__init__()
+        self.clip = clip
+        # float64: the merge below subtracts large sums after long runs.
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(dim, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` `[..., dim]`."""
+        scale = (self.var + 1e-8).rsqrt()
+        return ((x - self.mean.to(x.dtype)) * scale.to(x.dtype)).clamp(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Merge the rows of `x` `[M, dim]` into the statistics (Chan et al. 1979)."""
+        if len(x) == 0:
+            return
+        rows = x.double()
+        var, mean = torch.var_mean(rows, dim=0, correction=0)
+        total = self.count + len(rows)
+        delta = mean - self.mean
+        spread = self.var * self.count + var * len(rows)
+        self.var.copy_((spread + delta.square() * self.count * len(rows) / total) / total)
+        self.mean += delta * len(rows) / total
+        self.count.copy_(total)
+
+
+class GaussianHead(nn.Module):
+    """Diagonal Gaussian over actions `[..., A]` with a standard deviation free of the state."""
+
+    def __init__(self, features: int, actions: int, log_std: float) -> None:
+        """Map `[..., features]` to means; every log standard deviation starts at `log_std`."""
+        super().__init__()
+        self.mean = orthogonal(nn.Linear(features, actions), 0.01)
+        self.log_std = nn.Parameter(torch.full((actions,), log_std))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The parameters of the distribution: its mean `[..., A]`."""
+        mean: Tensor = self.mean(features)
+        return mean
+
+    def sample(self, mean: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw actions `[..., A]`."""
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + self.log_std.exp() * noise
+
+    def mode(self, mean: Tensor) -> Tensor:
+        """The most likely actions `[..., A]`."""
+        return mean
+
+    def log_prob(self, mean: Tensor, action: Tensor) -> Tensor:
+        """Log density, summed over action dimensions: `[...]`."""
+        z = (action - mean) * (-self.log_std).exp()
+        return -(0.5 * z.square() + self.log_std + 0.5 * math.log(2.0 * math.pi)).sum(-1)
+
+    def entropy(self, mean: Tensor) -> Tensor:
+        """Differential entropy `[...]` in nats."""
+        return (self.log_std + 0.5 + 0.5 * math.log(2.0 * math.pi)).sum().expand(mean.shape[:-1])
+
+    def encode(self, action: Tensor) -> Tensor:
+        """Actions as network inputs, `[..., A]`."""
+        return action
+
+
+class CategoricalHead(nn.Module):
+    """Categorical distribution over `actions` choices."""
+
+    def __init__(self, features: int, actions: int) -> None:
+        """Map `[..., features]` to logits."""
+        super().__init__()
+        self.actions = actions
+        self.logits = orthogonal(nn.Linear(features, actions), 0.01)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The parameters of the distribution: log probabilities `[..., actions]`."""
+        return F.log_softmax(self.logits(features), dim=-1)
+
+    def sample(self, log_probs: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw actions, int64 `[...]`, by the Gumbel trick (one draw a logit, no normalising)."""
+        noise = torch.empty_like(log_probs).exponential_(generator=generator)
+        return (log_probs - noise.log()).argmax(-1)
+
+    def mode(self, log_probs: Tensor) -> Tensor:
+        """The most likely actions, int64 `[...]`."""
+        return log_probs.argmax(-1)
+
+    def log_prob(self, log_probs: Tensor, action: Tensor) -> Tensor:
+        """Log probability of `action` `[...]`."""
+        return log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, log_probs: Tensor) -> Tensor:
+        """Entropy `[...]` in nats."""
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+    def encode(self, action: Tensor) -> Tensor:
+        """Actions as network inputs: one-hot `[..., actions]`."""
+        return F.one_hot(action, self.actions).float()
+
+
+def action_head(
+    space: gym.spaces.Space[object], features: int, log_std: float
+) -> GaussianHead | CategoricalHead:
+    """The head for an action space: Gaussian for Box, categorical for Discrete."""
+    if isinstance(space, gym.spaces.Discrete):
+        return CategoricalHead(features, int(space.n))
+    assert space.shape is not None
+    return GaussianHead(features, space.shape[0], log_std)
+
+
+def action_dim(space: gym.spaces.Space[object]) -> int:
+    """Width of an action as a network input: A, or the number of choices."""
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    assert space.shape is not None
+    return space.shape[0]
