@@ -1,0 +1,195 @@
+"""Physics on a CPU: MuJoCo's own batch of simulations on a pool of C++ threads.
+
+Every world is one row of MuJoCo's integration state, in double precision. State fields are views
+of those rows, so reading and writing them copies nothing, and a world's trajectory is bit for bit
+that of a plain `mj_step` loop, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import mujoco
+import numpy as np
+import torch
+from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch, SimulationError
+from torch import Tensor
+
+from metarl.envs.physics.interface import Snapshot
+from metarl.envs.physics.model import Model, capture_warnings
+from metarl.errors import UsageError
+
+_BAD = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADCTRL + 1)
+_BAD_NAMES = ("BADQPOS", "BADQVEL", "BADQACC", "BADCTRL")
+_HUGE = 1e10
+"""MuJoCo's own limit (mjMAXVAL): anything beyond counts as unstable."""
+
+MODEL, DERIVED = "model.", "derived."
+"""What the names of randomised model fields and of derived fields begin with in a saved state."""
+
+
+def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+class CpuPhysics:
+    """`Physics` on `mujoco.batch.Batch`; fields are float64 tensors that share its memory."""
+
+    def __init__(self, model: Model, num_worlds: int, threads: int = 1) -> None:
+        """Make `num_worlds` simulations of `model`, stepped by `threads` threads.
+
+        Raises:
+            UsageError: unless both numbers are at least 1.
+        """
+        for name, value in (("num_worlds", num_worlds), ("threads", threads)):
+            if value < 1:
+                raise UsageError(f"physics of {model.path}: {name} must be at least 1, got {value}")
+        capture_warnings()
+        self.model = model
+        self.num_worlds = num_worlds
+        self.device = torch.device("cpu")
+        self.timestep = float(model.compiled.opt.timestep)
+        self._batch = Batch(model.compiled, num_worlds, threads)
+        self._rows = torch.from_numpy(self._batch.state)
+        self._default_row = self._rows[0].clone()
+        self._before = self._batch.state.copy()
+        self._substeps = 0
+        self._counters = self._batch.warning[:, _BAD, 1]
+        nq, nv = model.compiled.nq, model.compiled.nv
+        start, _ = self._batch._component(mujoco.mjtState.mjSTATE_QPOS)
+        # Positions and velocities lie side by side in a row: one pass checks both.
+        self._motion = self._batch.state[:, start : start + nq + nv]
+        self._fields: dict[str, Tensor] = {}
+        self._derived: dict[str, Tensor] = {}
+        self._randomised: list[str] = []
+        self._reasons: dict[int, str] = {}
+        self._all_stable = torch.zeros(num_worlds, dtype=torch.bool)
+        self._ctrl = self.field("ctrl")
+
+    def field(self, name: str) -> Tensor:
+        """See `Physics.field`. `cfrc_ext` is filled only if an acceleration sensor needs it."""
+        if name not in self._fields:
+            if name not in DATA_FIELDS:
+                raise UsageError(f"physics of {self.model.path}: no field named {name!r} in MjData")
+            array = self._batch.bind(name)
+            with warnings.catch_warnings():
+                # Derived fields are read-only arrays, which torch cannot express.
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                self._fields[name] = torch.from_numpy(array)
+            if not array.flags.writeable:
+                self._derived[name] = self._fields[name]
+                self._batch.forward()
+        return self._fields[name]
+
+    def step(self, ctrl: Tensor, n_substeps: int) -> Tensor:
+        """See `Physics.step`."""
+        self._ctrl.copy_(ctrl)
+        np.copyto(self._before, self._batch.state)
+        self._substeps = n_substeps
+        failed = None
+        try:
+            self._batch.step(nstep=n_substeps)
+        except SimulationError as error:
+            failed = error.ids
+        # `not <` rather than `>=`: a maximum with a NaN in it is NaN.
+        if failed is None and not self._counters.any() and np.abs(self._motion).max() < _HUGE:
+            return self._all_stable.clone()
+        return self._recover(failed)
+
+    def _recover(self, failed: np.ndarray | None) -> Tensor:
+        """Name the unstable worlds, note why, and put them into the default state."""
+        warned = self._counters > 0
+        finite = (np.abs(self._motion) < _HUGE).all(axis=1)
+        bad = warned.any(axis=1) | ~finite
+        if failed is not None:
+            bad[failed] = True
+        ids = np.flatnonzero(bad)
+        self._reasons = {}
+        for world in ids.tolist():
+            names = [name for name, hit in zip(_BAD_NAMES, warned[world], strict=True) if hit]
+            if not finite[world]:
+                names.append("state not finite after the step")
+            if failed is not None and world in failed:
+                names.append(self._batch.error(world))
+            self._reasons[world] = ", ".join(names)
+        self._counters[...] = 0
+        if len(ids):
+            self._rows[ids] = self._default_row
+            self._refresh(ids)
+        return torch.from_numpy(bad)
+
+    def _refresh(self, ids: np.ndarray) -> None:
+        """Recompute the derived fields of worlds whose state was written."""
+        if self._derived:
+            self._batch.forward(ids)
+            self._counters[ids] = 0
+
+    def reset(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
+        """See `Physics.reset`."""
+        ids = mask.to("cpu").nonzero()[:, 0]
+        self._rows[ids] = self._default_row
+        self.field("qpos")[ids] = qpos.to("cpu", torch.float64)[ids]
+        self.field("qvel")[ids] = qvel.to("cpu", torch.float64)[ids]
+        self._refresh(ids.numpy())
+
+    def randomise(self, fields: Mapping[str, Tensor]) -> None:
+        """See `Physics.randomise`; one `set_const` for all fields of the call."""
+        where = f"physics of {self.model.path}"
+        for name, values in fields.items():
+            if name not in MODEL_FIELDS:
+                raise UsageError(f"{where}: no field named {name!r} in MjModel can be randomised")
+            target = self._batch.expand(name)
+            if tuple(values.shape) != target.shape:
+                raise UsageError(
+                    f"{where}: {name} must have shape {target.shape}, got {tuple(values.shape)}"
+                )
+            if not bool(torch.isfinite(values).all()):
+                raise UsageError(f"{where}: {name} must be finite")
+            target[...] = values.to("cpu").numpy()
+            if name not in self._randomised:
+                self._randomised.append(name)
+        inputs = mujoco.MjModel._setconst_inputs
+        if any(name in inputs or name.startswith("opt.") for name in fields):
+            try:
+                self._batch.set_const()
+            except SimulationError as error:
+                raise UsageError(f"{where}: MuJoCo refuses the randomised model: {error}") from None
+
+    def snapshot(self, world: int) -> Snapshot:
+        """See `Physics.snapshot`."""
+        fields = {name: self._batch.expand(name)[world].copy() for name in self._randomised}
+        reason = self._reasons.get(world, "")
+        return Snapshot(self._before[world].copy(), fields, self._substeps, reason)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Physics.state_dict`."""
+        model = {name: torch.from_numpy(self._batch.expand(name)) for name in self._randomised}
+        return {
+            "rows": self._rows.clone(),
+            **{MODEL + name: values.clone() for name, values in model.items()},
+            **{DERIVED + name: values.clone() for name, values in self._derived.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `Physics.load_state_dict`."""
+        if state["rows"].shape != self._rows.shape:
+            raise UsageError(
+                f"physics of {self.model.path}: the saved state has shape "
+                f"{tuple(state['rows'].shape)}, expected {tuple(self._rows.shape)}"
+            )
+        # Fields that were shared when the state was saved get the model's values again.
+        shared = {name: self._shared(name) for name in self._randomised}
+        saved = _with_prefix(state, MODEL)
+        self.randomise({**shared, **saved})
+        self._randomised = list(saved)
+        for name, values in _with_prefix(state, DERIVED).items():
+            self.field(name).copy_(values)
+        self._rows.copy_(state["rows"])
+
+    def _shared(self, name: str) -> Tensor:
+        """The unrandomised values of a model field, repeated for every world."""
+        holder = self.model.compiled.opt if name.startswith("opt.") else self.model.compiled
+        values = torch.as_tensor(np.array(getattr(holder, name.removeprefix("opt."))))
+        return values.expand(self.num_worlds, *values.shape)

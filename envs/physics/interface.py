@@ -1,0 +1,93 @@
+"""What a MuJoCo family stands on: many simulations of one model, stepped together.
+
+Observation, reward and termination of a family are torch functions of the fields named here, so
+that they are written once and run on every implementation of `Physics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.envs.physics.model import Model
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that is needed to repeat the last step of one world."""
+
+    state: np.ndarray
+    """float64 `[nstate]`: MuJoCo's integration state before the step, its control included"""
+    fields: Mapping[str, np.ndarray]
+    """the world's own values of the randomised model fields, by name"""
+    substeps: int
+    """physics steps that were taken"""
+    reason: str
+    """what MuJoCo or the finiteness check complained about"""
+
+
+class Physics(Protocol):
+    """Worlds `[num_worlds, ...]` that share one MuJoCo model, apart from randomised fields."""
+
+    model: Model
+    num_worlds: int
+    device: torch.device
+    """where the fields live"""
+    timestep: float
+    """duration of one substep, s"""
+
+    def field(self, name: str) -> Tensor:
+        """A live view `[num_worlds, ...]` of an MjData field such as `qpos`, `xpos`, `sensordata`.
+
+        State fields (`qpos`, `qvel`, `ctrl`, `mocap_pos`, ...) may be written in place. Derived
+        fields (`xpos`, `sensordata`, ...) are read-only and, after `step`, describe the state
+        before the last substep, as they do after `mj_step`.
+
+        Raises:
+            UsageError: for a name that is not such a field.
+        """
+        ...
+
+    def step(self, ctrl: Tensor, n_substeps: int) -> Tensor:
+        """Advance every world by `n_substeps` under `ctrl` `[num_worlds, nu]`.
+
+        Returns:
+            bool `[num_worlds]`, true for worlds whose simulation became unstable. They have been
+            put back into the model's default state, so that every field stays finite.
+        """
+        ...
+
+    def reset(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
+        """Put the worlds in `mask` `[num_worlds]` at `qpos` `[num_worlds, nq]` and `qvel`.
+
+        All other state of these worlds (time, activations, forces, solver warm start) goes back
+        to the model's defaults; worlds outside `mask` are not touched.
+        """
+        ...
+
+    def randomise(self, fields: Mapping[str, Tensor]) -> None:
+        """Give worlds their own model: MjModel field name to values `[num_worlds, ...]`.
+
+        Constants that MuJoCo derives from the fields (inverse weights and the like) follow.
+
+        Raises:
+            UsageError: for an unknown field, a wrong shape or values MuJoCo refuses.
+        """
+        ...
+
+    def snapshot(self, world: int) -> Snapshot:
+        """How the last step of an unstable `world` began, so that it can be replayed."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything needed to go on bit for bit from here."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` returned for physics of the same model and size."""
+        ...

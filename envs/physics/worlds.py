@@ -1,0 +1,79 @@
+"""The part that every family of simulated robots shares: stepping, instability, saved state."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl.envs.physics.dump import save_dump
+from metarl.envs.physics.interface import Physics
+from metarl.tasks import Family
+from metarl.vector import VectorEnv
+
+_log = logging.getLogger("metarl.physics")
+
+
+class PhysicsWorlds(VectorEnv):
+    """A vector env on `Physics`; a robot adds its reset, its reward and its observation."""
+
+    max_dumps = 20
+    """files written at most, so that a run that blows up at every step cannot fill a disk"""
+
+    def __init__(
+        self,
+        family: Family,
+        physics: Physics,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        """Lay the worlds of `physics` out as a vector env with tensors on `device`."""
+        super().__init__(family, physics.num_worlds, device=device, seed=seed)
+        self.physics = physics
+        self.dump_dir: Path | None = None
+        """folder for dumps of unstable worlds; None: they are only reported"""
+        self._dumps = 0
+
+    def _apply_tasks(self, tasks: Any) -> None:
+        """Tasks that change only the reward need nothing more than to be kept."""
+
+    def _simulate(self, ctrl: Tensor, n_substeps: int) -> Tensor:
+        """Step the physics; bool `[num_worlds]` of unstable worlds, which have been reported."""
+        unstable = self.physics.step(ctrl, n_substeps)
+        if bool(unstable.any()):
+            self._report(unstable)
+        return unstable.to(self.device)
+
+    def _report(self, unstable: Tensor) -> None:
+        """Log each unstable world and write its dump."""
+        assert self._world_tasks is not None
+        features = self._world_tasks.features().cpu()
+        for world in unstable.nonzero()[:, 0].tolist():
+            snapshot = self.physics.snapshot(world)
+            step, task = int(self._elapsed[world]), features[world].numpy()
+            where = ""
+            if self.dump_dir is not None and self._dumps < self.max_dumps:
+                name = f"unstable-{self._dumps:03d}-world{world}-step{step}.npz"
+                path = Path(self.dump_dir) / name
+                save_dump(path, self.physics.model, snapshot, world=world, step=step, task=task)
+                self._dumps += 1
+                where = f"; replay it from {path}"
+            _log.warning(
+                "%s: the simulation of world %d, task %s, became unstable at step %d (%s)%s",
+                self.family.name,
+                world,
+                task.tolist(),
+                step,
+                snapshot.reason,
+                where,
+            )
+
+    def _world_state(self) -> dict[str, Tensor]:
+        return self.physics.state_dict()
+
+    def _load_world_state(self, state: dict[str, Tensor]) -> None:
+        self.physics.load_state_dict(state)
