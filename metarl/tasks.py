@@ -91,8 +91,8 @@ def striped(u: Tensor, split: Split) -> Tensor:
     index = scaled.floor()
     group, within_group = (index / per_group).floor(), index % per_group
     offset = HELD_OUT_EVERY - 1 if split == "held-out" else 0
-    # Keep off the stripe's upper edge, where rounding would reach the neighbour.
-    within_stripe = (scaled - index).clamp(1e-6, 1.0 - 1e-6)
+    # Keep off the stripe's edges, where rounding to float32 would reach the neighbour.
+    within_stripe = 1e-3 + (1.0 - 2e-3) * (scaled - index)
     return (group * HELD_OUT_EVERY + within_group + offset + within_stripe) / STRIPES
 
 
@@ -122,6 +122,11 @@ class Family(ABC):
     """episodes per trial, K"""
     horizon: int
     """steps after which an episode is truncated, H"""
+
+    def __post_init__(self) -> None:
+        """Check the options; subclasses with more of them extend this."""
+        self.require_count("episodes", self.episodes)
+        self.require_count("horizon", self.horizon)
 
     @property
     @abstractmethod
@@ -153,6 +158,14 @@ class Family(ABC):
         return Spec(
             self.observation_space, self.action_space, self.task_dim, self.episodes, self.horizon
         )
+
+    def require_count(self, option: str, value: object, least: int = 1) -> None:
+        """Raise `UsageError` unless the option `value` is a whole number of at least `least`."""
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(
+                f"family {self.name}: {option} must be a whole number of at least {least}, "
+                f"got {value!r}"
+            )
 
     def check_split(self, split: str) -> None:
         """Raise `UsageError` unless this family has `split`."""

@@ -1,0 +1,60 @@
+"""The families by name. Looking at the names imports no family."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from metarl.errors import UsageError
+
+if TYPE_CHECKING:
+    from metarl.tasks import Family
+
+FAMILIES: dict[str, str] = {
+    "bandit": "metarl.envs.bandits:Bandit",
+    "tabular-mdp": "metarl.envs.tabular:TabularMDP",
+    "gridnavi": "metarl.envs.gridnavi:GridNavi",
+    "maze": "metarl.envs.maze:Maze",
+    "point-dense": "metarl.envs.point_robots:PointDense",
+    "point-sparse": "metarl.envs.point_robots:PointSparse",
+    "navigation-2d": "metarl.envs.point_robots:Navigation2D",
+    "half-cheetah-dir": "metarl.envs.half_cheetah:HalfCheetahDir",
+    "half-cheetah-vel": "metarl.envs.half_cheetah:HalfCheetahVel",
+}
+"""Where each family lives, as "module:class"; a new family adds its line here."""
+
+
+def _unknown(what: str, name: str, allowed: list[str]) -> UsageError:
+    """The error for a name that is not in `allowed`, with the closest one as a hint."""
+    close = get_close_matches(name, allowed, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return UsageError(f"unknown {what} {name!r}{hint}; choose from {', '.join(allowed)}")
+
+
+def family_class(name: str) -> type[Family]:
+    """Import and return the class of the family called `name`.
+
+    Raises:
+        UsageError: if there is no such family; the sentence names all of them.
+    """
+    if name not in FAMILIES:
+        raise _unknown("family", name, sorted(FAMILIES))
+    module, _, attribute = FAMILIES[name].partition(":")
+    family: type[Family] = getattr(import_module(module), attribute)
+    return family
+
+
+def make_family(name: str, **options: Any) -> Family:
+    """Build the family called `name`; `options` are its dataclass fields.
+
+    Raises:
+        UsageError: for an unknown family, or an option that it does not have or cannot take.
+    """
+    chosen = family_class(name)
+    allowed = [f.name for f in fields(chosen) if f.init]
+    for option in options:
+        if option not in allowed:
+            raise _unknown(f"option of family {name}", option, allowed)
+    return chosen(**options)
