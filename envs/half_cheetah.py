@@ -1,52 +1,14 @@
 """Half-cheetah that must run at an unknown speed, or in an unknown direction.
 
-The robot is gymnasium's `half_cheetah.xml` (planar, 9 degrees of freedom, 6 motors), stepped five
-times 0.01 s per control step. Both families share everything but the task and its reward:
-
-    half-cheetah-vel   reward = -|vx - v*| - 0.05 |u|^2      v* uniform on [0, 3] m/s
-    half-cheetah-dir   reward = d vx - 0.05 |u|^2            d = -1 or +1
-
-where vx is the distance that the root moved forward during the step, divided by 0.05 s, and u the
-motor command in [-1, 1]. An episode never terminates.
-
-Observation (float32; positions unbounded, the joint ranges are soft limits):
-
-    index   meaning                                              unit    range
-    0       height of the root above its rest height             m       (-inf, inf)
-    1       pitch of the root                                    rad     (-inf, inf)
-    2       back thigh                                           rad     about [-0.52, 1.05]
-    3       back shin                                            rad     about [-0.785, 0.785]
-    4       back foot                                            rad     about [-0.4, 0.785]
-    5       front thigh                                          rad     about [-1.0, 0.7]
-    6       front shin                                           rad     about [-1.2, 0.87]
-    7       front foot                                           rad     about [-0.5, 0.5]
-    8       forward velocity of the root                         m/s     (-inf, inf)
-    9       upward velocity of the root                          m/s     (-inf, inf)
-    10      pitch rate of the root                               rad/s   (-inf, inf)
-    11-16   rates of the joints of entries 2 to 7                rad/s   (-inf, inf)
-    17-19   position x, y, z of the torso, one substep old       m       (-inf, inf)
-            (only half-cheetah-dir with the preset `pearl`)
-
-Action (float32; clipped to its range, then divided by the upper end of it to give u):
-
-    index   meaning                range, preset pearl   range, preset promp   torque at u = 1
-    0       back thigh motor       [-1, 1]               [-10, 10]             120 N m
-    1       back shin motor        [-1, 1]               [-10, 10]             90 N m
-    2       back foot motor        [-1, 1]               [-10, 10]             60 N m
-    3       front thigh motor      [-1, 1]               [-10, 10]             120 N m
-    4       front shin motor       [-1, 1]               [-10, 10]             60 N m
-    5       front foot motor       [-1, 1]               [-10, 10]             30 N m
-
-Task:
-
-    family             index   meaning             unit   range
-    half-cheetah-vel   0       target speed v*     m/s    [0, 3]; out-of-range (3, 4]
-    half-cheetah-dir   0       direction d         -      -1 (backward) or +1 (forward)
+The robot is gymnasium's `half_cheetah.xml` (planar, 9 degrees of freedom, 6 motors), advanced by
+five substeps of 0.01 s per control step. An episode starts near the rest pose, positions off by
+U[-0.1, 0.1] and velocities by 0.1 N(0, 1), and never terminates. The two families share everything
+but the task and its reward.
 
 Presets: `pearl` is the definition of Rakelly et al. 2019 (200 steps), `promp` that of Rothfuss et
-al. 2019 (100 steps, actions in [-10, 10], no torso position). One known difference: PEARL's code
-shows the torso position in half-cheetah-vel too. It is left out here, where it only repeats the
-height and adds the distance run so far.
+al. 2019 (100 steps, actions in [-10, 10]). One known difference: PEARL's code shows the position of
+the torso in half-cheetah-vel too. It is left out there, where it only repeats the height and adds
+the distance run so far.
 """
 
 from __future__ import annotations
@@ -106,7 +68,7 @@ def task_reward(task: TargetSpeed | Direction, velocity: Tensor, command: Tensor
 
 
 def observation(qpos: Tensor, qvel: Tensor, torso: Tensor | None = None) -> Tensor:
-    """Float32 `[W, 17]`, or `[W, 20]` with the torso's position `[W, 3]`; see the module's table.
+    """Float32 `[W, 17]`, or `[W, 20]` with the torso's position `[W, 3]`; see the families' table.
 
     Args:
         qpos: joint positions `[W, 9]`, of which the first (distance run) is not shown.
@@ -125,7 +87,7 @@ def half_cheetah_model() -> Model:
 
 @dataclass(frozen=True)
 class HalfCheetah(Family):
-    """What the two families share; see the module's docstring for observation and action."""
+    """What the two families share; their docstrings have the tables."""
 
     episodes: int = 2
     horizon: int = 0
@@ -137,12 +99,12 @@ class HalfCheetah(Family):
         """Check the options and settle the horizon."""
         if self.preset not in _HORIZON:
             raise UsageError(
-                f"{self.name}: unknown preset {self.preset!r}; choose from {', '.join(_HORIZON)}"
+                f"family {self.name}: unknown preset {self.preset!r}; "
+                f"choose from {', '.join(_HORIZON)}"
             )
-        for option, value, least in (("episodes", self.episodes, 1), ("horizon", self.horizon, 0)):
-            if value < least:
-                raise UsageError(f"{self.name}: {option} must be at least {least}, got {value}")
+        self.require_count("horizon", self.horizon, least=0)
         object.__setattr__(self, "horizon", self.horizon or _HORIZON[self.preset])
+        super().__post_init__()
 
     @property
     def shows_torso(self) -> bool:
@@ -175,7 +137,31 @@ class HalfCheetah(Family):
 
 @dataclass(frozen=True)
 class HalfCheetahVel(HalfCheetah):
-    """Run at a target speed between 0 and 3 m/s."""
+    """Run at a target speed between 0 and 3 m/s.
+
+    | observation | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | height of the root above its rest height | m | unbounded |
+    | 1 | pitch of the root | rad | unbounded |
+    | 2, 3, 4 | back thigh, shin, foot | rad | about [-0.52, 1.05], [-0.79, 0.79], [-0.4, 0.79] |
+    | 5, 6, 7 | front thigh, shin, foot | rad | about [-1, 0.7], [-1.2, 0.87], [-0.5, 0.5] |
+    | 8, 9 | forward and upward velocity of the root | m/s | unbounded |
+    | 10 | pitch rate of the root | rad/s | unbounded |
+    | 11 to 16 | rates of the joints 2 to 7 | rad/s | unbounded |
+
+    | action | meaning | unit | range |
+    |---|---|---|---|
+    | 0, 1, 2 | back thigh, shin, foot motor: u = 1 is | 120, 90, 60 N m | [-1, 1] or [-10, 10] |
+    | 3, 4, 5 | front thigh, shin, foot motor: u = 1 is | 120, 60, 30 N m | as above |
+
+    | task | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | target speed v* | m/s | [0, 3], out-of-range (3, 4] |
+
+    The reward is -|vx - v*| - 0.05 |u|²,
+    where vx is the distance that the root moved during the step divided by 0.05 s, and u the
+    action, clipped to its range and scaled to [-1, 1].
+    """
 
     name: ClassVar[str] = "half-cheetah-vel"
     splits: ClassVar[tuple[Split, ...]] = ("train", "held-out", "out-of-range")
@@ -191,7 +177,32 @@ class HalfCheetahVel(HalfCheetah):
 
 @dataclass(frozen=True)
 class HalfCheetahDir(HalfCheetah):
-    """Run forward or backward; both tasks are trained on and tested on, as published."""
+    """Run forward or backward; both tasks are trained on and tested on, as published.
+
+    | observation | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | height of the root above its rest height | m | unbounded |
+    | 1 | pitch of the root | rad | unbounded |
+    | 2, 3, 4 | back thigh, shin, foot | rad | about [-0.52, 1.05], [-0.79, 0.79], [-0.4, 0.79] |
+    | 5, 6, 7 | front thigh, shin, foot | rad | about [-1, 0.7], [-1.2, 0.87], [-0.5, 0.5] |
+    | 8, 9 | forward and upward velocity of the root | m/s | unbounded |
+    | 10 | pitch rate of the root | rad/s | unbounded |
+    | 11 to 16 | rates of the joints 2 to 7 | rad/s | unbounded |
+    | 17, 18, 19 | x, y, z of the torso one substep ago (pearl only) | m | unbounded |
+
+    | action | meaning | unit | range |
+    |---|---|---|---|
+    | 0, 1, 2 | back thigh, shin, foot motor: u = 1 is | 120, 90, 60 N m | [-1, 1] or [-10, 10] |
+    | 3, 4, 5 | front thigh, shin, foot motor: u = 1 is | 120, 60, 30 N m | as above |
+
+    | task | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | direction d | - | -1 backward, +1 forward |
+
+    The reward is d vx - 0.05 |u|²,
+    where vx is the distance that the root moved during the step divided by 0.05 s, and u the
+    action, clipped to its range and scaled to [-1, 1].
+    """
 
     name: ClassVar[str] = "half-cheetah-dir"
     shared_splits: ClassVar[bool] = True
