@@ -1,0 +1,98 @@
+"""What the documents show works: the code in them runs, the links lead somewhere."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarl.adaptation import evaluate
+from metarl.agents.rl2 import RL2, RL2Config
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of `language` in a document at the root."""
+    found = FENCE.findall((ROOT / document).read_text())
+    return [text for name, text in found if name == language]
+
+
+@pytest.fixture(scope="module")
+def boat(tmp_path_factory):
+    """The family of CONTRIBUTING.md as a module."""
+    (source,) = blocks("CONTRIBUTING.md", "python")
+    path = tmp_path_factory.mktemp("contributing") / "boat.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("boat", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["boat"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["boat"]
+
+
+def test_the_worked_family_has_the_style_it_teaches(boat):
+    found = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", boat.__file__],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_worked_family_splits_its_tasks(boat):
+    family = boat.Boat()
+    train, held_out = (
+        family.sample_tasks(2000, split, torch.Generator().manual_seed(seed)).current
+        for seed, split in enumerate(("train", "held-out"))
+    )
+    assert train.min() < -0.9
+    assert train.max() > 0.9
+    assert not torch.isin(held_out, train).any()
+    again = family.sample_tasks(2000, "train", torch.Generator().manual_seed(0)).current
+    assert torch.equal(train, again)
+
+
+def test_the_worked_family_steps_saves_and_restores(boat):
+    family = boat.Boat(horizon=3)
+    env = family.make_worlds(4, seed=1)
+    env.set_tasks(boat.BoatTasks(current=torch.tensor([0.5, -0.5])))
+    start, _ = env.reset()
+    # Full speed against the current: 0.05 s at 1 m/s minus half of it.
+    actions = torch.tensor([[-1.0], [-9.0], [1.0], [1.0]])
+    obs, reward, _, _, _ = env.step(actions)
+    expected = start + 0.05 * torch.tensor([[-0.5], [-0.5], [0.5], [0.5]])
+    torch.testing.assert_close(obs, expected)
+    torch.testing.assert_close(reward, -expected.abs().squeeze(-1))
+
+    other = family.make_worlds(4, seed=2)
+    other.load_state_dict(env.state_dict())
+    for _ in range(5):
+        ours, theirs = env.step(actions), other.step(actions)
+        assert all(torch.equal(a, b) for a, b in zip(ours[:4], theirs[:4], strict=True))
+    assert ours[3].all()  # the sixth step in all ends the second episode of three
+
+
+def test_an_agent_trains_on_the_worked_family(boat):
+    family = boat.Boat(horizon=10)
+    env = family.make_worlds(64, seed=1)
+    agent = RL2(RL2Config(chunk=0, epochs=3, minibatches=4), family.spec(), seed=1)
+    returns = [agent.train_step(env, i / 15)["return_last"] for i in range(15)]
+    assert sum(returns[-4:]) / 4 > sum(returns[:4]) / 4 + 0.7
+    tasks = family.sample_tasks(64, "held-out", torch.Generator().manual_seed(0))
+    curve = evaluate(agent.policy(), env, tasks, episodes=2)
+    assert curve.episodes == 2
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    targets = LINK.findall((ROOT / document).read_text())
+    missing = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
+    assert missing == []
