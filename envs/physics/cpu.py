@@ -136,26 +136,29 @@ class CpuPhysics:
 
     def randomise(self, fields: Mapping[str, Tensor]) -> None:
         """See `Physics.randomise`; one `set_const` for all fields of the call."""
-        where = f"physics of {self.model.path}"
         for name, values in fields.items():
-            if name not in MODEL_FIELDS:
-                raise UsageError(f"{where}: no field named {name!r} in MjModel can be randomised")
-            target = self._batch.expand(name)
-            if tuple(values.shape) != target.shape:
-                raise UsageError(
-                    f"{where}: {name} must have shape {target.shape}, got {tuple(values.shape)}"
-                )
-            if not bool(torch.isfinite(values).all()):
-                raise UsageError(f"{where}: {name} must be finite")
-            target[...] = values.to("cpu").numpy()
+            self._check_model_field(name, values)
+        for name, values in fields.items():
+            self._batch.expand(name)[...] = values.to("cpu").numpy()
             if name not in self._randomised:
                 self._randomised.append(name)
         inputs = mujoco.MjModel._setconst_inputs
         if any(name in inputs or name.startswith("opt.") for name in fields):
-            try:
-                self._batch.set_const()
-            except SimulationError as error:
-                raise UsageError(f"{where}: MuJoCo refuses the randomised model: {error}") from None
+            self._batch.set_const()
+
+    def _check_model_field(self, name: str, values: Tensor) -> None:
+        where = f"physics of {self.model.path}"
+        if name not in MODEL_FIELDS:
+            raise UsageError(f"{where}: no field named {name!r} in MjModel can be randomised")
+        shape = tuple(self._shared(name).shape)
+        if tuple(values.shape) != shape:
+            raise UsageError(f"{where}: {name} must have shape {shape}, got {tuple(values.shape)}")
+        if not bool(torch.isfinite(values).all()):
+            raise UsageError(f"{where}: {name} must be finite")
+        # MuJoCo's compiler refuses such bodies, its batch does not.
+        moving = torch.from_numpy(self.model.compiled.body_weldid != 0)
+        if name in ("body_mass", "body_inertia") and bool((values[:, moving] <= 0).any()):
+            raise UsageError(f"{where}: {name} of bodies that move must be above 0")
 
     def snapshot(self, world: int) -> Snapshot:
         """See `Physics.snapshot`."""

@@ -80,5 +80,5 @@ def replay(path: str | Path) -> Replay:
             int(content["step"]),
             content["task"],
         )
-    except (OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} is not a dump of an unstable world: {error}") from None
