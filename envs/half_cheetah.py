@@ -13,7 +13,7 @@ the distance run so far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -89,21 +89,22 @@ def half_cheetah_model() -> Model:
 class HalfCheetah(Family):
     """What the two families share; their docstrings have the tables."""
 
+    gymnasium_id: ClassVar[str] = "HalfCheetah-v5"
+    """the same robot in gymnasium, for comparisons"""
     episodes: int = 2
-    horizon: int = 0
-    """steps per episode; 0 takes the preset's, 200 (pearl) or 100 (promp)"""
+    horizon: int = field(init=False, default=0)
+    """steps per episode, decided by the preset"""
     preset: Preset = "pearl"
-    """whose published definition to use"""
+    """whose published definition to use: pearl (200 steps) or promp (100 steps, actions x 10)"""
 
     def __post_init__(self) -> None:
-        """Check the options and settle the horizon."""
+        """Check the preset and take its horizon."""
         if self.preset not in _HORIZON:
             raise UsageError(
                 f"family {self.name}: unknown preset {self.preset!r}; "
                 f"choose from {', '.join(_HORIZON)}"
             )
-        self.require_count("horizon", self.horizon, least=0)
-        object.__setattr__(self, "horizon", self.horizon or _HORIZON[self.preset])
+        object.__setattr__(self, "horizon", _HORIZON[self.preset])
         super().__post_init__()
 
     @property
@@ -234,7 +235,7 @@ class HalfCheetahWorlds(PhysicsWorlds):
         seed: int = 0,
     ) -> None:
         """Put the worlds of `physics`, a half-cheetah model, behind the vector-env contract."""
-        super().__init__(family, physics, device=device, seed=seed)
+        super().__init__(family, physics, FRAME_SKIP, device=device, seed=seed)
         self._qpos, self._qvel = physics.field("qpos"), physics.field("qvel")
         self._torso = physics.field("xpos")[:, 1] if family.shows_torso else None
         self._bound = _ACTION_BOUND[family.preset]
@@ -251,7 +252,7 @@ class HalfCheetahWorlds(PhysicsWorlds):
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Info]:
         command = actions.clamp(-self._bound, self._bound) / self._bound
         x_before = self._qpos[:, 0].clone()
-        unstable = self._simulate(command, FRAME_SKIP)
+        unstable = self._simulate(command)
         velocity = ((self._qpos[:, 0] - x_before) / self._dt).to(self.device)
         assert isinstance(self._world_tasks, (TargetSpeed, Direction))
         reward = task_reward(self._world_tasks, velocity, command).float()

@@ -27,13 +27,19 @@ class PhysicsWorlds(VectorEnv):
         self,
         family: Family,
         physics: Physics,
+        n_substeps: int,
         *,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        """Lay the worlds of `physics` out as a vector env with tensors on `device`."""
+        """Lay the worlds of `physics` out as a vector env with tensors on `device`.
+
+        Args:
+            n_substeps: physics steps per control step.
+        """
         super().__init__(family, physics.num_worlds, device=device, seed=seed)
         self.physics = physics
+        self.n_substeps = n_substeps
         self.dump_dir: Path | None = None
         """folder for dumps of unstable worlds; None: they are only reported"""
         self._dumps = 0
@@ -41,9 +47,9 @@ class PhysicsWorlds(VectorEnv):
     def _apply_tasks(self, tasks: Any) -> None:
         """Tasks that change only the reward need nothing more than to be kept."""
 
-    def _simulate(self, ctrl: Tensor, n_substeps: int) -> Tensor:
-        """Step the physics; bool `[num_worlds]` of unstable worlds, which have been reported."""
-        unstable = self.physics.step(ctrl, n_substeps)
+    def _simulate(self, ctrl: Tensor) -> Tensor:
+        """One control step; bool `[num_worlds]` of unstable worlds, which have been reported."""
+        unstable = self.physics.step(ctrl, self.n_substeps)
         if bool(unstable.any()):
             self._report(unstable)
         return unstable.to(self.device)
