@@ -13,9 +13,9 @@ the distance run so far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import gymnasium as gym
 import torch
@@ -92,19 +92,21 @@ class HalfCheetah(Family):
     gymnasium_id: ClassVar[str] = "HalfCheetah-v5"
     """the same robot in gymnasium, for comparisons"""
     episodes: int = 2
-    horizon: int = field(init=False, default=0)
-    """steps per episode, decided by the preset"""
+    if TYPE_CHECKING:
+        horizon: int = 200
+    else:
+        # Not a field: its default would outlive a change of the preset on the command line.
+        horizon: ClassVar[property] = property(lambda self: _HORIZON[self.preset])
     preset: Preset = "pearl"
     """whose published definition to use: pearl (200 steps) or promp (100 steps, actions x 10)"""
 
     def __post_init__(self) -> None:
-        """Check the preset and take its horizon."""
+        """Check the options."""
         if self.preset not in _HORIZON:
             raise UsageError(
                 f"family {self.name}: unknown preset {self.preset!r}; "
                 f"choose from {', '.join(_HORIZON)}"
             )
-        object.__setattr__(self, "horizon", _HORIZON[self.preset])
         super().__post_init__()
 
     @property

@@ -17,7 +17,7 @@ Plain = dict[str, Any]
 
 
 def to_plain(config: object) -> Plain:
-    """Return what a dataclass was built from as a dict that YAML and JSON can hold.
+    """Return the fields of a dataclass as a dict that YAML and JSON can hold.
 
     Nested dataclasses become dicts and tuples lists.
 
@@ -26,8 +26,7 @@ def to_plain(config: object) -> Plain:
     """
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{config!r} is not a dataclass instance")
-    fields = [f.name for f in dataclasses.fields(config) if f.init]
-    return {name: _plain_value(getattr(config, name)) for name in fields}
+    return {f.name: _plain_value(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def from_plain(kind: type[C], values: Mapping[str, Any], where: str) -> C:
