@@ -13,6 +13,7 @@ Layout::
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -175,22 +176,35 @@ class RunLog:
             UsageError: The folder cannot be written, or `metrics.jsonl` was shortened.
         """
         file = path / "metrics.jsonl"
+        self._path = path
+        self._purge_step = step + 1 if step else None
+        self._board: SummaryWriter | None = None
         try:
             self._metrics: BinaryIO = file.open("ab")
             self._timing: BinaryIO = (path / "timing.jsonl").open("ab")
         except OSError as error:
             raise UsageError(f"cannot write to {error.filename}: {error.strerror}") from error
+        self._lock(path)
         size = file.stat().st_size
         if size < metrics_bytes:
             raise UsageError(
                 f"{file} has {size} bytes where the checkpoint expects {metrics_bytes}; "
                 "put the file back as it was, or start a new run"
             )
-        self._path = path
         self._metrics.truncate(metrics_bytes)
         self._metrics.seek(0, os.SEEK_END)
-        self._purge_step = step + 1 if step else None
-        self._board: SummaryWriter | None = None
+
+    def _lock(self, path: Path) -> None:
+        """Keep a second trainer out; the lock dies with the process, however it ends."""
+        try:
+            fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise UsageError(
+                f"run folder {path} is being trained by another process; wait for it, or end it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +22,15 @@ import torch
 from tqdm import tqdm
 
 from metarl.adaptation import AdaptationCurve, evaluate
-from metarl.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from metarl.checkpoint import (
+    Checkpoint,
+    CheckpointWarning,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    software_versions,
+)
+from metarl.configs import first_difference
 from metarl.errors import TrainingError, UsageError
 from metarl.interruption import Interrupted, catch_signals
 from metarl.policy import Agent
@@ -165,14 +174,16 @@ class _Trainer:
         """One iteration of the agent, logged."""
         counters, started = self.done.counters, time.perf_counter()
         try:
-            figures = self.agent.train_step(self.env, counters.steps / self.config.total_steps)
+            progress = counters.steps / self.config.total_steps
+            figures = dict(self.agent.train_step(self.env, progress))
         except TrainingError as error:
+            saved = list_checkpoints(self.run.checkpoints)
+            where = f"the last checkpoint is {saved[0]}" if saved else "nothing was saved yet"
             raise TrainingError(
-                f"{error}; training stopped after step {counters.steps}, the last good "
-                f"checkpoint is in {self.run.checkpoints}"
+                f"{error}; training stopped after step {counters.steps}, {where}"
             ) from error
         seconds = time.perf_counter() - started
-        steps = int(figures["steps"])
+        steps = int(figures.pop("steps"))
         counters.steps += steps
         counters.iterations += 1
         self.done.figures = figures
@@ -237,6 +248,7 @@ class _Trainer:
         """Take over the last good checkpoint of the run."""
         checkpoint = load_checkpoint(self.run.checkpoints)
         self.run.require_own(checkpoint.labels, checkpoint.path)
+        _warn_of_other_versions(checkpoint)
         try:
             agent, env, trainer = (checkpoint.states[name] for name in ("agent", "env", "trainer"))
             _set_global_generators(trainer.pop("generators"))
@@ -247,6 +259,19 @@ class _Trainer:
             reason = " ".join(str(error).split())
             raise UsageError(f"checkpoint {checkpoint.path} does not fit: {reason}") from error
         self.saved = replace(self.done.counters)
+
+
+def _warn_of_other_versions(checkpoint: Checkpoint) -> None:
+    """Exactness is promised for the versions that wrote the checkpoint only."""
+    difference = first_difference(checkpoint.versions, software_versions())
+    if difference:
+        name, then, now = difference
+        warnings.warn(
+            f"{checkpoint.path} was written with {name} {then} and goes on with {now}: the "
+            "figures may differ from those of a run without interruption",
+            CheckpointWarning,
+            stacklevel=2,
+        )
 
 
 def _evaluation_figures(curve: AdaptationCurve) -> dict[str, list[float]]:
