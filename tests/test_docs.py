@@ -91,6 +91,23 @@ def test_an_agent_trains_on_the_worked_family(boat):
     assert curve.episodes == 2
 
 
+def test_the_ten_lines_of_the_readme_run(capsys):
+    """With fewer worlds, iterations and tasks, and nothing else changed."""
+    (source,) = blocks("README.md", "python")
+    for large, small in (
+        ("make_worlds(256", "make_worlds(8"),
+        ("120", "2"),
+        ("tasks(64", "tasks(4"),
+    ):
+        assert large in source
+        source = source.replace(large, small)
+    exec(compile(source, "README.md", "exec"), {})
+    first, second, summary = capsys.readouterr().out.splitlines()
+    assert float(first) < 0.0
+    assert float(second) < 0.0
+    assert "iqm" in summary
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
     targets = LINK.findall((ROOT / document).read_text())
