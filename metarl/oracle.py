@@ -25,11 +25,10 @@ class TaskInObservation(Family):
         """Wrap `family`, keeping its trial length and horizon."""
         return cls(episodes=family.episodes, horizon=family.horizon, family=family)
 
-    def __getattribute__(self, name: str) -> Any:
+    def __post_init__(self) -> None:
         """Name and splits are those of the family inside."""
-        if name in ("name", "splits", "shared_splits"):
-            return getattr(object.__getattribute__(self, "family"), name)
-        return object.__getattribute__(self, name)
+        for name in ("name", "splits", "shared_splits"):
+            object.__setattr__(self, name, getattr(self.family, name))
 
     @property
     def observation_space(self) -> gym.spaces.Box:

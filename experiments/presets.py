@@ -1,0 +1,66 @@
+"""Settings that work, by agent and family: the defaults of `metarl train AGENT FAMILY`.
+
+Where a paper states its settings and they differ, the comment says so; what each preset reached is
+in `experiments/RESULTS.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Options = dict[str, Any]
+
+# Small discrete families: trials are short enough for full back-propagation, and entropy keeps the
+# policy exploring until it has found out how to explore.
+_DISCRETE: Options = {
+    "embedding": 64,
+    "hidden": 64,
+    "layers": (64,),
+    "epochs": 4,
+    "minibatches": 4,
+    "chunk": 0,
+    "entropy": 0.01,
+    "learning_rate": 2e-3,
+    "final_learning_rate": 1e-4,
+}
+
+_AGENT: dict[str, Options] = {
+    # gamma 0.99 and lambda 0.3 are the paper's (Duan et al. 2016).
+    "bandit": {**_DISCRETE, "gamma": 0.99, "lam": 0.3},
+    "tabular-mdp": {**_DISCRETE, "hidden": 128, "gamma": 0.99, "lam": 0.3},
+    "gridnavi": {**_DISCRETE, "gamma": 0.98, "lam": 0.95, "entropy": 0.03},
+    "maze": {**_DISCRETE, "hidden": 128, "gamma": 0.98, "lam": 0.95, "chunk": 100},
+    "point-dense": {"gamma": 0.95},
+    "point-sparse": {"gamma": 0.95, "entropy": 0.001},
+    "navigation-2d": {"gamma": 0.95},
+    "half-cheetah-vel": {},
+    "half-cheetah-dir": {},
+}
+
+_TRAINING: dict[str, Options] = {
+    "bandit": {"total_steps": 1_000_000, "num_worlds": 1024, "evaluate_every": 100_000},
+    "tabular-mdp": {"total_steps": 20_000_000, "num_worlds": 512, "evaluate_every": 2_000_000},
+    "gridnavi": {"total_steps": 6_000_000, "num_worlds": 256, "evaluate_every": 500_000},
+    "maze": {"total_steps": 10_000_000, "num_worlds": 256, "evaluate_every": 1_000_000},
+    "point-dense": {"total_steps": 1_000_000, "num_worlds": 128, "evaluate_every": 100_000},
+    "point-sparse": {"total_steps": 3_000_000, "num_worlds": 128, "evaluate_every": 300_000},
+    "navigation-2d": {"total_steps": 2_000_000, "num_worlds": 64, "evaluate_every": 200_000},
+    "half-cheetah-vel": {"total_steps": 6_000_000, "num_worlds": 64, "evaluate_every": 500_000},
+    "half-cheetah-dir": {"total_steps": 6_000_000, "num_worlds": 64, "evaluate_every": 500_000},
+}
+
+
+def preset(agent: str, family: str) -> dict[str, Options]:
+    """Defaults for training `agent` on `family`: options of the agent, the family, the trainer.
+
+    The three on-policy agents share one PPO and so one preset per family.
+    """
+    return {
+        "agent": dict(_AGENT.get(family, {})) if agent in ON_POLICY else {},
+        "family": {},
+        "training": dict(_TRAINING.get(family, {})),
+    }
+
+
+ON_POLICY = ("rl2", "non-adaptive", "oracle")
+"""agents that are configured by the fields of `RL2Config`"""
