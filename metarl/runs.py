@@ -187,6 +187,7 @@ class RunLog:
         self._lock(path)
         size = file.stat().st_size
         if size < metrics_bytes:
+            self.close()
             raise UsageError(
                 f"{file} has {size} bytes where the checkpoint expects {metrics_bytes}; "
                 "put the file back as it was, or start a new run"
