@@ -179,6 +179,9 @@ class VectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Any]):
         shape = (self.num_envs, *(space.shape or ()))
         if tuple(actions.shape) != shape:
             raise UsageError(f"{name}: actions must have shape {shape}, got {tuple(actions.shape)}")
+        dtype = torch.int64 if isinstance(space, gym.spaces.Discrete) else torch.float32
+        if actions.dtype != dtype:
+            raise UsageError(f"{name}: actions must be {dtype} tensors, got {actions.dtype}")
         if self.device.type != "cpu":
             return  # looking at the values would wait for the device at every step
         if isinstance(space, gym.spaces.Discrete):
