@@ -1,0 +1,308 @@
+"""Throughput of simulated worlds, and its ratio to a named peer measured in the same run.
+
+A machine's speed drifts by more than the differences of interest, so ours and the peer are timed in
+turn, window by window, under the same random actions, which are drawn beforehand. The ratio is the
+median of the ratios of neighbouring windows.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import torch
+from mujoco.batch import Batch
+from torch import Tensor
+
+from metarl.envs.physics import PhysicsWorlds
+from metarl.errors import UsageError
+from metarl.tasks import Family
+from metarl.vector import VectorEnv
+
+Peer = Literal["none", "bare", "gymnasium", "envpool", "shared-model"]
+PEERS: tuple[Peer, ...] = get_args(Peer)
+
+ACTION_BATCHES = 32
+"""How many random action batches are drawn; the windows go round them."""
+RANDOMISED_FIELDS = ("body_mass", "body_inertia", "dof_damping", "geom_friction")
+RANDOMISED_RANGE = 1.2
+"""Randomised model fields are scaled, element by element, by this number to the power U[-1, 1]."""
+
+
+@dataclass
+class Side:
+    """One of the two things that are compared."""
+
+    step: Callable[[Any], object]
+    """advance all worlds under one action batch"""
+    actions: Sequence[Any]
+    """the action batches in the form that `step` takes"""
+    begin: Callable[[], None] = lambda: None
+    """runs before every window, not timed"""
+    close: Callable[[], None] = lambda: None
+    name: str = ""
+    """what exactly is compared, where the peer has several modes"""
+    steps: int = 0
+    """steps per window"""
+    rates: list[float] = field(default_factory=list)
+    """steps/s of all worlds together, one number per window"""
+
+    def seconds(self, steps: int) -> float:
+        """How long `steps` steps take."""
+        _synchronize()
+        start = perf_counter()
+        for k in range(steps):
+            self.step(self.actions[k % len(self.actions)])
+        _synchronize()
+        return perf_counter() - start
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def bench_rollout(
+    family: Family,
+    num_worlds: int = 256,
+    threads: int = 1,
+    device: torch.device | str = "cpu",
+    peer: Peer = "none",
+    *,
+    randomize: bool = False,
+    windows: int = 15,
+    seconds: float = 0.5,
+) -> dict[str, Any]:
+    """Time worlds of `family` under random actions: observation, reward and autoreset included.
+
+    Args:
+        family: whose worlds to step, each with a training task of its own.
+        num_worlds: worlds stepped together, on both sides.
+        threads: threads of the physics, on both sides; torch itself uses one.
+        device: where observations and rewards go.
+        peer: `bare` is MuJoCo's batch alone, without observation, reward or reset, from the same
+            states; `gymnasium` the faster of its sync and async vector modes; `shared-model` our
+            own worlds without randomised models (implies `randomize`).
+        randomize: give every world its own masses, inertias, damping and friction.
+        windows: timed windows per side.
+        seconds: length of a window.
+
+    Returns:
+        `value` and `peer_value` (medians, in `unit`), `ratio`, the single windows and the settings.
+
+    Raises:
+        UsageError: for a peer that the family does not have or that is not installed.
+    """
+    _check(family, num_worlds, threads, peer, windows, seconds)
+    where = torch.device(device)
+    randomize = randomize or peer == "shared-model"
+    with _one_torch_thread():
+        env = _started(family, num_worlds, threads, where)
+        if randomize:
+            _physics_worlds(env, "--randomize").physics.randomise(_random_fields(env))
+        actions = _random_actions(family, num_worlds, where)
+        ours = Side(env.step, actions)
+        theirs = _PEERS[peer](ours, env, threads) if peer != "none" else None
+        try:
+            _measure([ours] if theirs is None else [ours, theirs], num_worlds, windows, seconds)
+        finally:
+            for side in (ours, theirs):
+                if side is not None:
+                    side.close()
+    return {
+        "family": family.name,
+        "num_worlds": num_worlds,
+        "threads": threads,
+        "device": str(where),
+        "randomized": randomize,
+        "value": median(ours.rates),
+        "unit": "steps/s",
+        "peer": peer,
+        "peer_mode": None if theirs is None else theirs.name or peer,
+        "peer_value": None if theirs is None else median(theirs.rates),
+        "ratio": None if theirs is None else _median_ratio(ours.rates, theirs.rates),
+        "windows": ours.rates,
+        "peer_windows": None if theirs is None else theirs.rates,
+    }
+
+
+def _check(
+    family: Family, num_worlds: int, threads: int, peer: str, windows: int, seconds: float
+) -> None:
+    counts = {"num-worlds": num_worlds, "threads": threads, "windows": windows}
+    for name, value in counts.items():
+        if value < 1:
+            raise UsageError(f"bench rollout: --{name} must be at least 1, got {value}")
+    if not 0 < seconds <= 60:
+        raise UsageError(f"bench rollout: --seconds must lie in (0, 60], got {seconds}")
+    if peer not in PEERS:
+        raise UsageError(f"bench rollout: unknown peer {peer!r}; choose from {', '.join(PEERS)}")
+    if peer in ("gymnasium", "envpool") and not hasattr(family, "gymnasium_id"):
+        raise UsageError(f"bench rollout: {peer} has no {family.name}; choose --peer none")
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """The physics owns the cores: torch's threads would wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _started(family: Family, num_worlds: int, threads: int, device: torch.device) -> VectorEnv:
+    """Worlds that were just reset, each with its own task."""
+    env = family.make_worlds(num_worlds, device=device, seed=0, threads=threads)
+    env.set_tasks(family.sample_tasks(num_worlds, "train", torch.Generator().manual_seed(0)))
+    env.reset()
+    return env
+
+
+def _physics_worlds(env: VectorEnv, option: str) -> PhysicsWorlds:
+    if not isinstance(env, PhysicsWorlds):
+        raise UsageError(f"bench rollout: {option} needs physics, {env.family.name} has none")
+    return env
+
+
+def _random_actions(family: Family, num_worlds: int, device: torch.device) -> list[Tensor]:
+    """`ACTION_BATCHES` batches of uniform actions."""
+    generator = torch.Generator().manual_seed(1)
+    space = family.action_space
+    if isinstance(space, gym.spaces.Discrete):
+        shape = (ACTION_BATCHES, num_worlds)
+        return list(torch.randint(int(space.n), shape, generator=generator).to(device))
+    low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
+    u = torch.rand(ACTION_BATCHES, num_worlds, len(low), generator=generator)
+    return list((low + (high - low) * u).to(device))
+
+
+def _random_fields(env: VectorEnv) -> Mapping[str, Tensor]:
+    """Every world's own values of the randomised model fields."""
+    generator = torch.Generator().manual_seed(2)
+    model = _physics_worlds(env, "--randomize").physics.model.compiled
+    fields = {}
+    for name in RANDOMISED_FIELDS:
+        values = torch.from_numpy(getattr(model, name).copy())
+        u = torch.rand(env.num_envs, *values.shape, generator=generator, dtype=torch.float64)
+        fields[name] = values * RANDOMISED_RANGE ** (2 * u - 1)
+    return fields
+
+
+def _measure(sides: Sequence[Side], num_worlds: int, windows: int, seconds: float) -> None:
+    """Fill in the rates of `sides`, whose windows alternate; the first windows are not counted."""
+    for side in sides:
+        side.begin()
+        side.steps = _steps_for(side, seconds)
+    for _ in range(windows):
+        for side in sides:
+            side.begin()
+            side.rates.append(num_worlds * side.steps / side.seconds(side.steps))
+
+
+def _steps_for(side: Side, seconds: float) -> int:
+    """How many steps take about `seconds`, found by doubling; warms the side up, too."""
+    steps = 1
+    while (elapsed := side.seconds(steps)) < seconds / 4:
+        steps *= 2
+    return max(1, round(steps * seconds / elapsed))
+
+
+def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def _bare(ours: Side, env: VectorEnv, threads: int) -> Side:
+    """MuJoCo's batch alone, from the states in which our windows start."""
+    worlds = _physics_worlds(env, "--peer bare")
+    physics = worlds.physics
+    batch = Batch(physics.model.compiled, env.num_envs, threads)
+    fields = {name: values for name, values in physics.state_dict().items() if "model." in name}
+    for name, values in fields.items():
+        batch.expand(name.removeprefix("model."))[...] = values.numpy()
+    if fields:
+        batch.set_const()
+    start = batch.state.copy()
+    ctrl = batch.bind("ctrl")
+
+    def remember() -> None:
+        start[...] = physics.state_dict()["rows"].numpy()
+
+    def begin() -> None:
+        batch.state[...] = start
+
+    def step(command: Any) -> None:
+        ctrl[...] = command
+        batch.step(nstep=worlds.n_substeps)
+
+    ours.begin = remember
+    assert isinstance(env.single_action_space, gym.spaces.Box)
+    bound = env.single_action_space.high
+    return Side(step, [(a.cpu().numpy() / bound).astype(float) for a in ours.actions], begin)
+
+
+def _shared_model(ours: Side, env: VectorEnv, threads: int) -> Side:
+    """Our own worlds, all on one model."""
+    return Side(_started(env.family, env.num_envs, threads, env.device).step, ours.actions)
+
+
+def _gymnasium_id(family: Family) -> str:
+    """What gymnasium and envpool call the robot of `family`."""
+    name: str = getattr(family, "gymnasium_id")  # noqa: B009
+    return name
+
+
+def _gymnasium(ours: Side, env: VectorEnv, threads: int) -> Side:
+    """The faster of gymnasium's vector modes; each is timed briefly to find out."""
+    actions = [a.cpu().numpy() for a in ours.actions]
+    sides = []
+    for mode in ("sync", "async"):
+        worlds = gym.make_vec(
+            _gymnasium_id(env.family),
+            env.num_envs,
+            vectorization_mode=mode,
+            max_episode_steps=env.horizon,
+        )
+        worlds.reset(seed=0)
+        sides.append(Side(worlds.step, actions, close=worlds.close, name=f"gymnasium {mode}"))
+        _measure(sides[-1:], env.num_envs, windows=3, seconds=0.3)
+    slow, fast = sorted(sides, key=lambda side: median(side.rates))
+    slow.close()
+    fast.rates = []
+    return fast
+
+
+def _envpool(ours: Side, env: VectorEnv, threads: int) -> Side:
+    """The worlds of envpool, in C++."""
+    try:
+        envpool = importlib.import_module("envpool")
+    except ImportError as error:
+        raise UsageError(
+            "bench rollout: envpool is not installed; install it with: pip install 'metarl[bench]' "
+            f"({error})"
+        ) from None
+    worlds = envpool.make(
+        _gymnasium_id(env.family),
+        env_type="gymnasium",
+        num_envs=env.num_envs,
+        num_threads=threads,
+        max_episode_steps=env.horizon,
+    )
+    worlds.reset()
+    actions = [a.cpu().double().numpy() for a in ours.actions]
+    return Side(worlds.step, actions, close=worlds.close)
+
+
+_PEERS: dict[str, Callable[[Side, VectorEnv, int], Side]] = {
+    "bare": _bare,
+    "gymnasium": _gymnasium,
+    "envpool": _envpool,
+    "shared-model": _shared_model,
+}
