@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
@@ -86,6 +87,10 @@ class TaskInObservationEnv(VectorEnv):
         obs, reward, terminated, truncated, info = self.inner.step(actions)
         info["final_obs"] = self._append(info["final_obs"])
         return self._append(obs), reward, terminated, truncated, info
+
+    def dump_unstable_to(self, folder: Path) -> None:
+        """The inner worlds have the physics."""
+        self.inner.dump_unstable_to(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner worlds' state."""

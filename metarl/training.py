@@ -139,6 +139,7 @@ class _Trainer:
         self.env = family.make_worlds(
             config.num_worlds, device=device, seed=config.seed, threads=threads
         )
+        self.env.dump_unstable_to(run.path / "unstable")
         self.done = Training()
         self.saved: Counters | None = None
 

@@ -9,6 +9,7 @@ true next observation of every world. A time limit truncates; it never terminate
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -120,6 +121,9 @@ class VectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Any]):
             self._reset_worlds(done)
             obs = self._observe()
         return obs, reward, terminated, truncated, {"final_obs": final_obs, **info}
+
+    def dump_unstable_to(self, folder: Path) -> None:
+        """Where simulations that blow up leave their last step; worlds without physics cannot."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly from here, as tensors and plain numbers."""

@@ -10,6 +10,7 @@ import torch
 from metarl.envs.half_cheetah import HalfCheetahVel, TargetSpeed, half_cheetah_model
 from metarl.envs.physics import CpuPhysics, load_model, replay
 from metarl.errors import UsageError
+from metarl.oracle import TaskInObservation
 
 WORLDS = 6
 SUBSTEPS = 5
@@ -156,7 +157,7 @@ def test_derived_fields_are_fresh_after_a_reset():
 def worlds(tmp_path):
     env = HalfCheetahVel().make_worlds(WORLDS)
     env.set_tasks(TargetSpeed(torch.linspace(0, 3, WORLDS, dtype=torch.float64)))
-    env.dump_dir = tmp_path / "dumps"
+    env.dump_unstable_to(tmp_path / "dumps")
     env.reset()
     return env
 
@@ -249,6 +250,25 @@ def test_number_of_dumps_is_bounded(worlds):
         inject_nan(worlds)
         worlds.step(ctrl)
     assert len(list(worlds.dump_dir.iterdir())) == 3
+
+
+def test_a_dump_that_cannot_be_written_does_not_stop_the_run(worlds, tmp_path, caplog):
+    (tmp_path / "dumps").write_text("a file where the folder should be")
+    inject_nan(worlds)
+    with caplog.at_level(logging.WARNING):
+        assert worlds.step(random_controls(1)[0])[-1]["unstable"].any()
+    assert "cannot be written" in caplog.text
+
+
+def test_an_oracles_worlds_dump_too(tmp_path):
+    family = TaskInObservation.of(HalfCheetahVel())
+    env = family.make_worlds(WORLDS)
+    env.set_tasks(family.sample_tasks(WORLDS, "train", torch.Generator()))
+    env.reset()
+    env.dump_unstable_to(tmp_path)
+    inject_nan(env.inner)
+    env.step(random_controls(1)[0])
+    assert replay(next(tmp_path.iterdir())).unstable
 
 
 def test_no_false_alarm_and_no_log_file(worlds, tmp_path, monkeypatch, caplog):

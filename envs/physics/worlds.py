@@ -6,11 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metarl.envs.physics.dump import save_dump
-from metarl.envs.physics.interface import Physics
+from metarl.envs.physics.interface import Physics, Snapshot
 from metarl.tasks import Family
 from metarl.vector import VectorEnv
 
@@ -21,7 +22,7 @@ class PhysicsWorlds(VectorEnv):
     """A vector env on `Physics`; a robot adds its reset, its reward and its observation."""
 
     max_dumps = 20
-    """files written at most, so that a run that blows up at every step cannot fill a disk"""
+    """files in a folder at most, so that a run that blows up at every step cannot fill a disk"""
 
     def __init__(
         self,
@@ -32,17 +33,12 @@ class PhysicsWorlds(VectorEnv):
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        """Lay the worlds of `physics` out as a vector env with tensors on `device`.
-
-        Args:
-            n_substeps: physics steps per control step.
-        """
+        """Lay the worlds of `physics` out with tensors on `device`, `n_substeps` a control step."""
         super().__init__(family, physics.num_worlds, device=device, seed=seed)
         self.physics = physics
         self.n_substeps = n_substeps
         self.dump_dir: Path | None = None
         """folder for dumps of unstable worlds; None: they are only reported"""
-        self._dumps = 0
 
     def _apply_tasks(self, tasks: Any) -> None:
         """Tasks that change only the reward need nothing more than to be kept."""
@@ -54,6 +50,10 @@ class PhysicsWorlds(VectorEnv):
             self._report(unstable)
         return unstable.to(self.device)
 
+    def dump_unstable_to(self, folder: Path) -> None:
+        """Write a dump of every unstable world into `folder`, which is made when needed."""
+        self.dump_dir = folder
+
     def _report(self, unstable: Tensor) -> None:
         """Log each unstable world and write its dump."""
         assert self._world_tasks is not None
@@ -61,22 +61,30 @@ class PhysicsWorlds(VectorEnv):
         for world in unstable.nonzero()[:, 0].tolist():
             snapshot = self.physics.snapshot(world)
             step, task = int(self._elapsed[world]), features[world].numpy()
-            where = ""
-            if self.dump_dir is not None and self._dumps < self.max_dumps:
-                name = f"unstable-{self._dumps:03d}-world{world}-step{step}.npz"
-                path = Path(self.dump_dir) / name
-                save_dump(path, self.physics.model, snapshot, world=world, step=step, task=task)
-                self._dumps += 1
-                where = f"; replay it from {path}"
             _log.warning(
-                "%s: the simulation of world %d, task %s, became unstable at step %d (%s)%s",
+                "%s: the simulation of world %d, task %s, became unstable at step %d (%s); "
+                "its episode ends%s",
                 self.family.name,
                 world,
                 task.tolist(),
                 step,
                 snapshot.reason,
-                where,
+                self._dump(snapshot, world, step, task),
             )
+
+    def _dump(self, snapshot: Snapshot, world: int, step: int, task: np.ndarray) -> str:
+        """Write a dump if there is a folder for it; the words that end the report."""
+        if self.dump_dir is None:
+            return ""
+        dumps = len(list(self.dump_dir.glob("unstable-*.npz")))
+        if dumps >= self.max_dumps:
+            return f"; {self.dump_dir} has {dumps} dumps already"
+        path = self.dump_dir / f"unstable-{dumps:03d}-world{world}-step{step}.npz"
+        try:
+            save_dump(path, self.physics.model, snapshot, world=world, step=step, task=task)
+        except OSError as error:
+            return f"; {path} cannot be written: {error.strerror or error}"
+        return f"; replay it from {path}"
 
     def _world_state(self) -> dict[str, Tensor]:
         return self.physics.state_dict()
