@@ -1,0 +1,49 @@
+"""The table of agents that the command line trains; nothing is imported before it is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AgentEntry:
+    """Where an agent is found and what it is told."""
+
+    agent: str
+    """`module:Class` of the agent, built as Class(config, spec, seed=..., device=...)"""
+    config: str
+    """`module:Class` of its config, a frozen dataclass"""
+    summary: str
+    """what it is, for the help text"""
+    sees_task: bool = False
+    """the task is part of its observation, as no agent that has to adapt may know it"""
+
+    def agent_class(self) -> Any:
+        """Import and return the class of the agent."""
+        return resolve_name(self.agent)
+
+    def config_class(self) -> Any:
+        """Import and return the class of the config."""
+        return resolve_name(self.config)
+
+
+AGENTS: dict[str, AgentEntry] = {
+    "rl2": AgentEntry(
+        "metarl.agents.rl2:RL2",
+        "metarl.agents.rl2:RL2Config",
+        "a recurrent policy that learns to learn (RL²)",
+    ),
+    "non-adaptive": AgentEntry(
+        "metarl.agents.rl2:RL2",
+        "metarl.agents.rl2:NonAdaptiveConfig",
+        "the same PPO without memory: what can be reached without adapting",
+    ),
+    "oracle": AgentEntry(
+        "metarl.agents.rl2:RL2",
+        "metarl.agents.rl2:NonAdaptiveConfig",
+        "the same PPO, told the task: what knowing it would be worth",
+        sees_task=True,
+    ),
+}

@@ -1,0 +1,85 @@
+"""The command `metarl`: find the verb, run its module, turn errors into one sentence.
+
+Nothing that reaches torch is imported here, so that help texts and most mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from metarl.errors import TrainingError, UsageError
+
+VERBS = {
+    "families": "list the task families: observation, action, horizon, episodes, splits",
+    "train": "meta-train an agent on a family",
+    "evaluate": "adaptation curve of a run on tasks that it has never seen",
+    "report": "curves and tables of several runs on one HTML page",
+    "video": "what a policy does in the episodes of a trial",
+    "bench": "throughput of simulated worlds",
+}
+"""Each verb is a module of metarl.experiments.commands with a function main(args)."""
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    0 on success, 2 on bad input with one sentence on standard error, 130 after an interrupt, 1 if
+    training diverged. Exceptions that nobody raised on purpose keep their traceback.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # a help text was printed
+        return stop.code if isinstance(stop.code, int) else EXIT_OK
+    except UsageError as error:
+        return _complain(str(error), EXIT_USAGE)
+    except TrainingError as error:
+        return _complain(str(error), EXIT_FAILED)
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has gone; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except KeyboardInterrupt as interrupt:
+        return _complain(str(interrupt) or "interrupted", EXIT_INTERRUPTED)
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return EXIT_OK if args else EXIT_USAGE
+    if args[0] == "--version":
+        print(import_module("metarl").__version__)
+        return EXIT_OK
+    from metarl.experiments.options import choose
+
+    verb = choose("command", args[0], VERBS)
+    command: Callable[[list[str]], int] = import_module(f"metarl.experiments.commands.{verb}").main
+    return command(args[1:])
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items())
+    return (
+        "usage: metarl COMMAND [OPTIONS]\n\n"
+        "Meta-reinforcement learning: train policies that adapt to tasks never seen before.\n\n"
+        f"commands:\n{verbs}\n\n"
+        "metarl COMMAND --help lists the options of a command; --version prints the version.\n"
+        "Exit code: 0 success, 2 bad input, 130 after an interrupt that saved."
+    )
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"metarl: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""`metarl train AGENT FAMILY`: meta-train an agent.
+
+The words AGENT and FAMILY decide which options there are: the fields of the agent's config, those
+of the family as `--family.X`, and those of the trainer. Their defaults are the pair's preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from metarl.envs.registry import FAMILIES
+from metarl.errors import UsageError
+from metarl.experiments.agents import AGENTS
+from metarl.experiments.options import FLAT, choose, parse
+from metarl.experiments.printing import print_json
+
+USAGE = """usage: metarl train AGENT FAMILY [OPTIONS]
+
+Meta-train an agent on a family of tasks.
+
+AGENT is one of
+{agents}
+
+FAMILY is one of
+{families}
+
+metarl train AGENT FAMILY --help lists the options of the pair; metarl families says more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where to train."""
+
+    run_dir: str = ""
+    """folder of the run; {seed} stands for the seed"""
+    resume: bool = False
+    """go on from the last good checkpoint in --run-dir, with the options of that run"""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N"""
+    threads: int = 0
+    """threads for physics and torch; 0 is one for each processor"""
+    json: bool = False
+    """print one JSON object as the last line"""
+
+
+def main(args: list[str]) -> int:
+    """Run `metarl train`."""
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if args else 2
+    agent = choose("agent", args[0], AGENTS)
+    if len(args) < 2 or args[1].startswith("-"):
+        if {"-h", "--help"} & set(args):
+            print(_usage())
+            return 0
+        raise UsageError(f"train {agent}: name a family, one of {', '.join(FAMILIES)}")
+    family = choose("family", args[1], FAMILIES)
+    return _train(agent, family, args[2:])
+
+
+def _usage() -> str:
+    agents = "\n".join(f"  {name:<14}{entry.summary}" for name, entry in AGENTS.items())
+    families = "\n".join(f"  {name}" for name in FAMILIES)
+    return USAGE.format(agents=agents, families=families)
+
+
+def _train(agent: str, family: str, args: list[str]) -> int:
+    """Parse the options of the pair and train."""
+    from metarl.experiments.loading import as_seen_by, build_agent, check_device, use_threads
+    from metarl.runs import RunFolder
+    from metarl.training import train
+
+    options = parse_pair(agent, family, args)
+    run, training = options.run, options.training
+    device, threads = check_device(run.device), use_threads(run.threads)
+    seen = as_seen_by(agent, options.family)
+    config = run_config(agent, family, options)
+    path = Path(run.run_dir)
+    if run.resume and (path / "config.yaml").is_file():
+        folder = RunFolder.open(path)
+        folder.require_same(config)
+    else:
+        folder = RunFolder.create(path, config)
+    built = build_agent(agent, options.agent, seen, seed=training.seed, device=device)
+    done = train(built, seen, folder, training, resume=run.resume, device=device, threads=threads)
+    first, last = (done.figures.get(f"return_{which}") for which in ("first", "last"))
+    print(f"trained {agent} on {family} for {done.counters.steps} steps: {path}")
+    print(f"next: metarl evaluate {shlex.quote(str(path))}")
+    if run.json:
+        figures = {"run": str(path), "steps": done.counters.steps}
+        print_json({**figures, "return_first": first, "return_last": last})
+    return 0
+
+
+def run_config(agent: str, family: str, options: Any) -> Any:
+    """What `config.yaml` says about a run with the parsed `options` of a pair."""
+    from metarl.configs import to_plain
+    from metarl.runs import RunConfig
+
+    plain = {name: to_plain(getattr(options, name)) for name in ("agent", "family", "training")}
+    return RunConfig(agent, plain["agent"], family, plain["family"], plain["training"])
+
+
+def parse_pair(agent: str, family: str, args: list[str]) -> Any:
+    """Parse the options of a pair into an object with `agent`, `family`, `training` and `run`.
+
+    With `--resume` the defaults are what the run in `--run-dir` was trained with.
+
+    Raises:
+        UsageError: for options that the pair does not have or take.
+    """
+    prog = f"metarl train {agent} {family}"
+    options = _parse_with(prog, _preset_defaults(agent, family), args)
+    if options.run.resume and (Path(options.run.run_dir) / "config.yaml").is_file():
+        options = _parse_with(prog, _run_defaults(agent, family, options.run), args)
+    return options
+
+
+def _parse_with(prog: str, defaults: dict[str, Any], args: list[str]) -> Any:
+    """Parse `args` over `defaults`, dataclass instances by the name of their part."""
+    parts: list[tuple[str, Any, Any]] = []
+    for name, default in defaults.items():
+        kind: Any = type(default)
+        if name == "family":
+            # The tables of the docstring are for its readers, not for a list of options.
+            summary = tyro.conf.arg(help=(kind.__doc__ or "").partition("\n")[0])
+            parts.append((name, Annotated[kind, summary], dataclasses.field()))
+        else:
+            flat = Annotated[kind, tyro.conf.arg(name="")]
+            parts.append((name, flat, dataclasses.field(metadata=FLAT)))
+    container = dataclasses.make_dataclass("Options", parts, frozen=True)
+    container.__doc__ = f"Meta-train {prog.removeprefix('metarl train ').replace(' ', ' on ', 1)}."
+    options: Any = parse(container, args, prog, default=container(**defaults))
+    seed = str(options.training.seed)
+    run = dataclasses.replace(options.run, run_dir=options.run.run_dir.replace("{seed}", seed))
+    return dataclasses.replace(options, run=run)
+
+
+def _preset_defaults(agent: str, family: str) -> dict[str, Any]:
+    """The published settings of the pair."""
+    from metarl.envs.registry import make_family
+    from metarl.experiments.presets import preset
+    from metarl.training import TrainingConfig
+
+    settings = preset(agent, family)
+    return {
+        "run": RunOptions(run_dir=f"runs/{agent}-{family}-{{seed}}"),
+        "training": TrainingConfig(**settings["training"]),
+        "agent": AGENTS[agent].config_class()(**settings["agent"]),
+        "family": make_family(family, **settings["family"]),
+    }
+
+
+def _run_defaults(agent: str, family: str, run: RunOptions) -> dict[str, Any]:
+    """What the run that shall go on was trained with."""
+    from metarl.configs import from_plain
+    from metarl.experiments.loading import family_of
+    from metarl.runs import RunFolder
+    from metarl.training import TrainingConfig
+
+    config = RunFolder.open(Path(run.run_dir)).config
+    where = f"{run.run_dir}/config.yaml"
+    if (config.agent, config.family) != (agent, family):
+        raise UsageError(
+            f"run folder {run.run_dir} was trained with {config.agent} on {config.family}, asked "
+            f"for {agent} on {family}; choose another --run-dir"
+        )
+    kind = AGENTS[agent].config_class()
+    return {
+        "run": dataclasses.replace(run, run_dir=run.run_dir),
+        "training": from_plain(TrainingConfig, config.training, f"{where}: training"),
+        "agent": from_plain(kind, config.agent_config, f"{where}: agent_config"),
+        "family": family_of(config, where),
+    }

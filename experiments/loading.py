@@ -1,0 +1,124 @@
+"""Build agents and families by name, and rebuild those of a run from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarl.checkpoint import load_checkpoint
+from metarl.configs import from_plain
+from metarl.envs.registry import FAMILIES, family_class
+from metarl.errors import UsageError
+from metarl.experiments.agents import AGENTS
+from metarl.experiments.options import choose
+from metarl.oracle import TaskInObservation
+from metarl.policy import Agent
+from metarl.runs import RunConfig, RunFolder
+from metarl.tasks import Family
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained agent with the family that it was trained on."""
+
+    folder: RunFolder
+    """where it is from"""
+    agent: Agent
+    """as of the newest good checkpoint"""
+    family: Family
+    """as the agent sees it: an oracle's shows the task"""
+    step: int
+    """environment steps that the agent was trained for"""
+
+    @property
+    def config(self) -> RunConfig:
+        """Every value that the run was trained with."""
+        return self.folder.config
+
+
+def check_device(name: str) -> torch.device:
+    """Return the device called `name`.
+
+    Raises:
+        UsageError: if there is no such device here.
+    """
+    allowed = ["cpu"]
+    if torch.cuda.is_available():
+        allowed += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        allowed.append("mps")
+    return torch.device(choose("device on this machine", name, allowed))
+
+
+def use_threads(threads: int) -> int:
+    """Let torch work with `threads` threads, 0 meaning one for each processor; return how many.
+
+    Raises:
+        UsageError: if `threads` is negative.
+    """
+    if threads < 0:
+        raise UsageError(f"--threads must be 0 or more, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)
+    return threads or torch.get_num_threads()
+
+
+def as_seen_by(agent: str, family: Family) -> Family:
+    """The family as the agent called `agent` sees it: with the task shown, if it is an oracle."""
+    return TaskInObservation.of(family) if AGENTS[agent].sees_task else family
+
+
+def build_agent(
+    name: str, config: Any, family: Family, *, seed: int, device: torch.device | str
+) -> Agent:
+    """Build the agent called `name` for `family`, which `as_seen_by` has prepared."""
+    agent: Agent = AGENTS[name].agent_class()(config, family.spec(), seed=seed, device=device)
+    return agent
+
+
+def family_of(config: RunConfig, where: str) -> Family:
+    """The family that a run was trained on, without its worlds.
+
+    Raises:
+        UsageError: if this version knows no such family or the options are not its.
+    """
+    choose(f"family in {where}", config.family, FAMILIES)
+    options: Mapping[str, Any] = config.family_options
+    return from_plain(family_class(config.family), options, f"{where}: family_options")
+
+
+def open_run(path: Path | str, device: str = "cpu") -> LoadedRun:
+    """Rebuild the agent and the family of the run in `path`; nothing in it is executed.
+
+    Args:
+        path: a run folder, as `metarl train` makes it.
+        device: where the agent shall live.
+
+    Raises:
+        UsageError: if it is no run folder, or none of its checkpoints is good or fits.
+    """
+    folder = RunFolder.open(Path(path))
+    config, where = folder.config, f"{path}/config.yaml"
+    choose(f"agent in {where}", config.agent, AGENTS)
+    family = as_seen_by(config.agent, family_of(config, where))
+    kind = AGENTS[config.agent].config_class()
+    agent_config = from_plain(kind, config.agent_config, f"{where}: agent_config")
+    agent = build_agent(config.agent, agent_config, family, seed=0, device=check_device(device))
+    checkpoint = load_checkpoint(folder.checkpoints, ["agent"])
+    folder.require_own(checkpoint.labels, checkpoint.path)
+    try:
+        agent.load_state_dict(checkpoint.states["agent"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"checkpoint {checkpoint.path} does not fit: {reason}") from error
+    return LoadedRun(folder, agent, family, checkpoint.step)
+
+
+def load_run(path: Path | str, device: str = "cpu") -> tuple[Agent, Family, RunConfig]:
+    """The agent, the family and the config of a run: what most scripts need; see `open_run`."""
+    run = open_run(path, device)
+    return run.agent, run.family, run.config

@@ -1,0 +1,123 @@
+"""Parse options of a command into a dataclass, with one plain sentence for every mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import tyro
+
+from metarl.errors import UsageError
+
+OptionsT = TypeVar("OptionsT")
+
+FLAT: dict[str, bool] = {"flat": True}
+"""Metadata of a dataclass field whose own fields are options without a prefix."""
+
+
+def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """Return `name` if it is one of `allowed`.
+
+    Raises:
+        UsageError: otherwise, with the closest match and the allowed names.
+    """
+    names = list(allowed)
+    if name in names:
+        return name
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ";"
+    raise UsageError(f"unknown {kind} {name!r}{hint} choose from {', '.join(names)}")
+
+
+def parse(options: type[OptionsT], args: Sequence[str], prog: str, default: Any = None) -> OptionsT:
+    """Parse `args` into the dataclass `options`; `--help` prints its fields and exits with 0.
+
+    Args:
+        options: a dataclass; a field annotated with an empty name adds its own fields.
+        args: the words after the command.
+        prog: the command as the user typed it, for the help text.
+        default: an instance whose values are the defaults.
+
+    Raises:
+        UsageError: for an unknown option, a value of the wrong type, or a number that is negative
+            or not finite.
+    """
+    extra = {} if default is None else {"default": default}
+    complaint, command = io.StringIO(), prog.removeprefix("metarl ")
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(
+                options,
+                args=list(args),
+                prog=prog,
+                description=(options.__doc__ or "").strip(),
+                return_unknown_args=True,
+                **extra,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(f"{command}: {_sentence(complaint.getvalue())}") from None
+    sys.stderr.write(complaint.getvalue())
+    if unknown:
+        flags = [f"--{name}" for name, _ in leaves(parsed)]
+        raise UsageError(f"{command}: {_unknown(unknown[0], flags)}; see {prog} --help")
+    for name, value in leaves(parsed):
+        _check_numbers(value, f"{command}: --{name}")
+    return cast("OptionsT", parsed)
+
+
+def leaves(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The option names of a parsed dataclass, as on the command line, with their values."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, prefix if "flat" in field.metadata else f"{name}.")
+        else:
+            yield name, value
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """Refuse numbers that no option takes; what else a value must be, its owner checks."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            _check_numbers(item, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{where} must be a finite number, got {value}")
+    elif isinstance(value, int) and value < 0:
+        raise UsageError(f"{where} must be a whole number of at least 0, got {value}")
+
+
+def _unknown(word: str, flags: list[str]) -> str:
+    """A sentence about a word that the command does not take."""
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}"
+    typed = word.split("=")[0].replace("_", "-")
+    close = difflib.get_close_matches(typed, flags, n=1)
+    return f"unknown option {word}" + (f", did you mean {close[0]}?" if close else "")
+
+
+def _sentence(complaint: str) -> str:
+    """The first paragraph of a framed message, as one line, with what the option takes."""
+    paragraphs: list[list[str]] = [[]]
+    for line in complaint.splitlines():
+        text = line.strip("│ \t")
+        if text.startswith("─"):
+            paragraphs.append([])
+        elif text and text[0] not in "╭╰":
+            paragraphs[-1].append(text)
+    first = " ".join(paragraphs[0]).removeprefix("Error parsing ").rstrip(".")
+    first = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", first)
+    first = re.sub(r"invalid literal for int.*: ('.*')", r"\1 is not a whole number", first)
+    takes = " ".join(paragraphs[1]) if len(paragraphs) > 1 else ""
+    if takes.startswith("Argument helptext: "):
+        first += "; the option is " + takes.removeprefix("Argument helptext: ")
+    return first
