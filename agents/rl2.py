@@ -352,7 +352,7 @@ class RL2:
                 self.optimizer.step()
                 kls.append(float(terms["kl"]))
                 for name, value in terms.items():
-                    figures.setdefault(name, []).append(float(value))
+                    figures.setdefault(name, []).append(float(value.detach()))
             if sum(kls) / len(kls) > config.target_kl:
                 break
         return {f"loss/{name}": sum(xs) / len(xs) for name, xs in figures.items()}

@@ -17,7 +17,7 @@ def discounted_returns(reward_t: Tensor, carry_t: Tensor, gamma: float) -> Tenso
     returns = torch.empty_like(reward_t)
     following = torch.zeros_like(reward_t[0])
     for t in reversed(range(len(reward_t))):
-        following = reward_t[t] + gamma * carry_t[t] * following
+        following = reward_t[t] + gamma * (carry_t[t] * following)
         returns[t] = following
     return returns
 
@@ -61,7 +61,7 @@ def gae(
         `[T, ...]` advantages.
     """
     delta_t = reward_t + gamma * next_value_t - value_t
-    decay_t = gamma * lam * carry_t
+    decay_t = carry_t.to(reward_t.dtype) * (gamma * lam)
     advantages = torch.empty_like(reward_t)
     following = torch.zeros_like(reward_t[0])
     for t in reversed(range(len(reward_t))):

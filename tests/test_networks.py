@@ -1,0 +1,47 @@
+"""Networks, heads and normalisation against torch's own or a direct computation."""
+
+from __future__ import annotations
+
+import torch
+from torch.distributions import Categorical, Independent, Normal
+
+from metarl.networks import CategoricalHead, GaussianHead, RunningNorm
+
+
+def test_running_norm_equals_the_statistics_of_all_rows() -> None:
+    rows = torch.randn(1000, 3, dtype=torch.float64) * torch.tensor([1.0, 10.0, 0.1]) + 5.0
+    norm = RunningNorm(3)
+    for part in rows.split([10, 1, 0, 489, 500]):
+        norm.update(part)
+    torch.testing.assert_close(norm.mean, rows.mean(0), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(norm.var, rows.var(0, correction=0), rtol=1e-12, atol=0.0)
+    expected = ((rows - rows.mean(0)) / rows.std(0, correction=0)).clamp(-10, 10)
+    torch.testing.assert_close(norm(rows), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gaussian_head_equals_torch() -> None:
+    head = GaussianHead(4, 2, log_std=-0.5)
+    mean, action = head(torch.randn(5, 4)), torch.randn(5, 2)
+    reference = Independent(Normal(mean, head.log_std.exp()), 1)
+    torch.testing.assert_close(head.log_prob(mean, action), reference.log_prob(action))
+    torch.testing.assert_close(head.entropy(mean), reference.entropy())
+
+
+def test_categorical_head_equals_torch() -> None:
+    head = CategoricalHead(4, 3)
+    params, action = head(torch.randn(5, 4)), torch.tensor([0, 1, 2, 1, 0])
+    reference = Categorical(logits=params)
+    torch.testing.assert_close(head.log_prob(params, action), reference.log_prob(action))
+    torch.testing.assert_close(head.entropy(params), reference.entropy())
+    assert torch.equal(head.mode(params), params.argmax(-1))
+
+
+def test_samples_follow_the_distribution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_probs = torch.tensor([0.5, 0.3, 0.2]).log().expand(100_000, 3)
+    counts = CategoricalHead(1, 3).sample(log_probs, generator).bincount() / 100_000
+    torch.testing.assert_close(counts, torch.tensor([0.5, 0.3, 0.2]), atol=0.01, rtol=0.0)
+    head = GaussianHead(1, 1, log_std=0.7)
+    draws = head.sample(torch.full((100_000, 1), 3.0), generator)
+    assert abs(float(draws.mean()) - 3.0) < 0.03
+    assert abs(float(draws.std().log()) - 0.7) < 0.01
