@@ -34,7 +34,7 @@ def stratified_bootstrap(
 
     Args:
         scores: `[S, M, ...]`: S strata (runs) of M samples (tasks); trailing axes are kept.
-        statistic: maps `[S * M, ...]` to `[...]`.
+        statistic: maps `[S * M, ...]` to `[...]`, whatever the trailing axes.
         level: coverage.
         resamples: bootstrap replicates.
         seed: of the resampling.
@@ -46,9 +46,12 @@ def stratified_bootstrap(
     strata, samples = scores.shape[:2]
     rows = np.arange(strata)[:, None]
     replicates = []
-    for _ in range(resamples):
-        drawn = scores[rows, rng.integers(samples, size=(strata, samples))]
-        replicates.append(statistic(drawn.reshape(strata * samples, *scores.shape[2:])))
+    # All replicates of a block in one call: a call of SciPy's costs more than its arithmetic.
+    block = max(1, min(resamples, 2**18 // max(scores.size, 1)))
+    for start in range(0, resamples, block):
+        size = (min(block, resamples - start), strata, samples)
+        drawn = np.moveaxis(scores[rows, rng.integers(samples, size=size)], 0, 2)
+        replicates.append(statistic(drawn.reshape(strata * samples, size[0], *scores.shape[2:])))
     tail = 50.0 * (1.0 - level)
-    low, high = np.percentile(np.stack(replicates), [tail, 100.0 - tail], axis=0)
+    low, high = np.percentile(np.concatenate(replicates), [tail, 100.0 - tail], axis=0)
     return low, high
