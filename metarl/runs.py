@@ -13,24 +13,19 @@ Layout::
 
 from __future__ import annotations
 
-import fcntl
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import Any, Self
 
 import yaml
 
 from metarl.checkpoint import software_versions
 from metarl.configs import config_hash, first_difference, require_keys
 from metarl.errors import UsageError
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from metarl.logs import RunLog
 
 _CONFIG = "config.yaml"
 _VERSIONS = "versions.json"
@@ -157,130 +152,8 @@ class RunFolder:
                 )
 
     def open_log(self, metrics_bytes: int = 0, step: int = 0) -> RunLog:
-        """Open the run's logs for writing after `step`; see `RunLog`."""
+        """Open the run's logs for writing after `step`; see `metarl.logs.RunLog`."""
         return RunLog(self.path, metrics_bytes, step)
-
-
-class RunLog:
-    """The logs of a run that is being trained; a context manager."""
-
-    def __init__(self, path: Path, metrics_bytes: int = 0, step: int = 0) -> None:
-        """Open the logs in the run folder `path` and drop what was written after a checkpoint.
-
-        Args:
-            path: The run folder.
-            metrics_bytes: How much of `metrics.jsonl` the checkpoint vouches for.
-            step: Environment steps at the checkpoint; TensorBoard hides what came later.
-
-        Raises:
-            UsageError: The folder cannot be written, or `metrics.jsonl` was shortened.
-        """
-        file = path / "metrics.jsonl"
-        self._path = path
-        self._purge_step = step + 1 if step else None
-        self._board: SummaryWriter | None = None
-        try:
-            self._metrics: BinaryIO = file.open("ab")
-            self._timing: BinaryIO = (path / "timing.jsonl").open("ab")
-        except OSError as error:
-            raise UsageError(f"cannot write to {error.filename}: {error.strerror}") from error
-        self._lock(path)
-        size = file.stat().st_size
-        if size < metrics_bytes:
-            self.close()
-            raise UsageError(
-                f"{file} has {size} bytes where the checkpoint expects {metrics_bytes}; "
-                "put the file back as it was, or start a new run"
-            )
-        self._metrics.truncate(metrics_bytes)
-        self._metrics.seek(0, os.SEEK_END)
-
-    def _lock(self, path: Path) -> None:
-        """Keep a second trainer out; the lock dies with the process, however it ends."""
-        try:
-            fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise UsageError(
-                f"run folder {path} is being trained by another process; wait for it, or end it"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append deterministic figures to `metrics.jsonl` and TensorBoard.
-
-        Args:
-            step: Environment steps so far.
-            values: Names to numbers or flat lists of numbers (one for each episode).
-        """
-        row = {name: _json_value(value) for name, value in values.items()}
-        self._append(self._metrics, {"step": step, **row})
-        self._to_board(step, values)
-
-    def record_timing(self, step: int, values: Mapping[str, float]) -> None:
-        """Append figures that depend on the machine to `timing.jsonl` and TensorBoard."""
-        self._append(self._timing, {"step": step, **values})
-        self._to_board(step, {f"timing/{name}": value for name, value in values.items()})
-
-    def sync(self) -> int:
-        """Bring `metrics.jsonl` safely to the disk; return its size in bytes."""
-        try:
-            os.fsync(self._metrics.fileno())
-        except OSError as error:
-            raise UsageError(f"cannot write to {self._metrics.name}: {error.strerror}") from error
-        return self._metrics.tell()
-
-    def close(self) -> None:
-        """Close all files."""
-        self._metrics.close()
-        self._timing.close()
-        if self._board is not None:
-            self._board.close()
-
-    def _append(self, file: BinaryIO, row: Mapping[str, Any]) -> None:
-        line = json.dumps(row, allow_nan=False) + "\n"
-        try:
-            file.write(line.encode())
-            file.flush()
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {len(line)} bytes to {file.name}: {error.strerror}; "
-                "the last checkpoint is intact"
-            ) from error
-
-    def _to_board(self, step: int, values: Mapping[str, Any]) -> None:
-        if self._board is None:
-            # Importing TensorBoard takes longer than a short run.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self._path), purge_step=self._purge_step)
-        for name, value in values.items():
-            if isinstance(value, list | tuple):
-                for index, item in enumerate(value, start=1):
-                    self._board.add_scalar(f"{name}_{index}", item, step)
-            elif isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
-
-
-def _json_value(value: Any) -> Any:
-    """Replace what JSON cannot say (NaN, infinities) by null, in lists too."""
-    if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _parse_config(values: Any, where: str) -> RunConfig:

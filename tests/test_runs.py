@@ -148,7 +148,7 @@ class TestRunFolder:
             ("a: [", "cannot be read: while parsing"),
             ("\x00", "cannot be read: unacceptable character"),
             (b"\xff\xfe\xff", "cannot be read: .*decode"),
-            ("[" * 10_000, "cannot be read"),
+            ("[" * 3000, "cannot be read"),
             ("agent: rl2", "key 'agent_config' is missing"),
             (yaml.safe_dump({**CONFIG.plain(), "more": 1}), "unknown key 'more'; allowed: agent,"),
             (yaml.safe_dump({**CONFIG.plain(), "agent": 3}), "agent must be a name, got 3"),
