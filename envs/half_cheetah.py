@@ -252,16 +252,19 @@ class HalfCheetahWorlds(PhysicsWorlds):
         self.physics.reset(mask, qpos, qvel)
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Info]:
-        command = actions.clamp(-self._bound, self._bound) / self._bound
+        command = actions.clamp(-self._bound, self._bound)
+        if self._bound != 1.0:
+            command = command / self._bound
         x_before = self._qpos[:, 0].clone()
         unstable = self._simulate(command)
         velocity = ((self._qpos[:, 0] - x_before) / self._dt).to(self.device)
         assert isinstance(self._world_tasks, (TargetSpeed, Direction))
         reward = task_reward(self._world_tasks, velocity, command).float()
-        # A world that blew up has moved by anything, even by NaN.
-        reward = reward.masked_fill_(unstable, 0.0)
         terminated = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        return reward, terminated, {"unstable": unstable}
+        if unstable is None:
+            return reward, terminated, {"unstable": torch.zeros_like(terminated)}
+        # A world that blew up has moved by anything, even by NaN.
+        return reward.masked_fill_(unstable, 0.0), terminated, {"unstable": unstable}
 
     def _observe(self) -> Tensor:
         return observation(self._qpos, self._qvel, self._torso).to(self.device)

@@ -65,7 +65,6 @@ class CpuPhysics:
         self._derived: dict[str, Tensor] = {}
         self._randomised: list[str] = []
         self._reasons: dict[int, str] = {}
-        self._all_stable = torch.zeros(num_worlds, dtype=torch.bool)
         self._ctrl = self.field("ctrl")
 
     def field(self, name: str) -> Tensor:
@@ -83,7 +82,7 @@ class CpuPhysics:
                 self._batch.forward()
         return self._fields[name]
 
-    def step(self, ctrl: Tensor, n_substeps: int) -> Tensor:
+    def step(self, ctrl: Tensor, n_substeps: int) -> Tensor | None:
         """See `Physics.step`."""
         self._ctrl.copy_(ctrl)
         np.copyto(self._before, self._batch.state)
@@ -95,7 +94,7 @@ class CpuPhysics:
             failed = error.ids
         # `not <` rather than `>=`: a maximum with a NaN in it is NaN.
         if failed is None and not self._counters.any() and np.abs(self._motion).max() < _HUGE:
-            return self._all_stable.clone()
+            return None
         return self._recover(failed)
 
     def _recover(self, failed: np.ndarray | None) -> Tensor:

@@ -74,7 +74,7 @@ def replay(path: str | Path) -> Replay:
         physics.load_state_dict({"rows": torch.from_numpy(content["state"][None]), **own})
         unstable = physics.step(physics.field("ctrl").clone(), int(content["substeps"]))
         return Replay(
-            bool(unstable[0]),
+            unstable is not None,
             physics.snapshot(0).reason,
             int(content["world"]),
             int(content["step"]),

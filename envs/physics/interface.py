@@ -53,12 +53,13 @@ class Physics(Protocol):
         """
         ...
 
-    def step(self, ctrl: Tensor, n_substeps: int) -> Tensor:
+    def step(self, ctrl: Tensor, n_substeps: int) -> Tensor | None:
         """Advance every world by `n_substeps` under `ctrl` `[num_worlds, nu]`.
 
         Returns:
             bool `[num_worlds]`, true for worlds whose simulation became unstable. They have been
-            put back into the model's default state, so that every field stays finite.
+            put back into the model's default state, so that every field stays finite. None if all
+            worlds are stable, where that is known without waiting for a device.
         """
         ...
 

@@ -43,9 +43,11 @@ class PhysicsWorlds(VectorEnv):
     def _apply_tasks(self, tasks: Any) -> None:
         """Tasks that change only the reward need nothing more than to be kept."""
 
-    def _simulate(self, ctrl: Tensor) -> Tensor:
-        """One control step; bool `[num_worlds]` of unstable worlds, which have been reported."""
+    def _simulate(self, ctrl: Tensor) -> Tensor | None:
+        """One control step; what `Physics.step` returns, after a report of unstable worlds."""
         unstable = self.physics.step(ctrl, self.n_substeps)
+        if unstable is None:
+            return None
         if bool(unstable.any()):
             self._report(unstable)
         return unstable.to(self.device)
