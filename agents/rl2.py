@@ -16,6 +16,7 @@ features, `L` steps of a chunk, `C` chunks.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -68,7 +69,7 @@ class RL2Config:
     target_kl: float = 0.05
     """stop the passes when the policy has moved this far, in nats"""
     entropy: float = 0.0
-    """weight of the entropy bonus"""
+    """weight of the entropy bonus at the start; it falls linearly to 0 with the budget"""
     value_weight: float = 0.5
     """weight of the critic's loss"""
     max_grad_norm: float = 0.5
@@ -231,7 +232,9 @@ class Batch:
         return Batch(**{name: x[:, index] for name, x in vars(self).items()})
 
 
-def loss(network: RecurrentActorCritic, batch: Batch, config: RL2Config) -> dict[str, Tensor]:
+def loss(
+    network: RecurrentActorCritic, batch: Batch, config: RL2Config, entropy_weight: float
+) -> dict[str, Tensor]:
     """PPO's losses on chunks `[L, C]`, with gradients through the memory."""
     hidden, _ = network.remember(batch.x, batch.hidden[0])
     params = network.distribution(batch.obs, hidden)
@@ -241,7 +244,7 @@ def loss(network: RecurrentActorCritic, batch: Batch, config: RL2Config) -> dict
     policy = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, w, config.clip)
     critic = huber(value - batch.target, w)
     entropy = masked_mean(network.head.entropy(params), w)
-    total = policy + config.value_weight * critic - config.entropy * entropy
+    total = policy + config.value_weight * critic - entropy_weight * entropy
     with torch.no_grad():
         kl = approximate_kl(log_prob, batch.log_prob, w)
     return {"total": total, "policy": policy, "critic": critic, "entropy": entropy, "kl": kl}
@@ -277,10 +280,7 @@ class RL2:
         features = env.tasks.features()
         self.network.task_norm.update(features)
         batch = self.prepare(rollout, features)
-        rate = self.config.learning_rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate + (self.config.final_learning_rate - rate) * min(progress, 1.0)
-        figures = self.update(batch)
+        figures = self.update(batch, min(progress, 1.0))
         self.network.obs_norm.update(rollout.obs[rollout.valid])
         returns = rollout.per_episode(rollout.reward, self.spec.episodes).mean((0, 1))
         return {
@@ -329,13 +329,19 @@ class RL2:
             weight=weight,
         )
 
-    def update(self, batch: Batch) -> dict[str, float]:
+    def update(self, batch: Batch, progress: float) -> dict[str, float]:
         """PPO epochs over shuffled chunks; stops early when the policy has moved far enough.
+
+        The step size and the entropy bonus are annealed by `progress`, in [0, 1].
 
         Raises:
             TrainingError: if a gradient is not finite; the parameters are left as they were.
         """
         config = self.config
+        for group in self.optimizer.param_groups:
+            change = config.final_learning_rate - config.learning_rate
+            group["lr"] = config.learning_rate + change * progress
+        entropy_weight = config.entropy * (1.0 - progress)
         chunks = batch.chunks(config.chunk or len(batch.obs))
         count = chunks.obs.shape[1]
         figures: dict[str, list[float]] = {}
@@ -343,7 +349,7 @@ class RL2:
             order = torch.randperm(count, generator=self.generator, device=chunks.obs.device)
             kls = []
             for index in order.chunk(min(config.minibatches, count)):
-                terms = loss(self.network, chunks.select(index), config)
+                terms = loss(self.network, chunks.select(index), config, entropy_weight)
                 self.optimizer.zero_grad(set_to_none=True)
                 terms["total"].backward()
                 norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
@@ -370,7 +376,8 @@ class RL2:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly from `state`."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Adam keeps the step counters that it is given: without a copy two agents would share them.
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         self.return_norm.load_state_dict(state["return_norm"])
         self.task_generator.set_state(state["task_generator"].cpu())
         self.generator.set_state(state["generator"].cpu())
