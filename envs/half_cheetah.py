@@ -59,12 +59,16 @@ class Direction(TaskBatch):
     """float64 `[N]`, +1 forward or -1 backward"""
 
 
-def task_reward(task: TargetSpeed | Direction, velocity: Tensor, command: Tensor) -> Tensor:
-    """Reward `[W]` for forward velocity `[W]` (m/s) under motor commands `[W, 6]` in [-1, 1]."""
-    cost = CONTROL_COST * command.square().sum(-1)
+def control_cost(command: Tensor) -> Tensor:
+    """What motor commands `[W, 6]` in [-1, 1] cost, `[W]`."""
+    return CONTROL_COST * command.square().sum(-1)
+
+
+def running_reward(task: TargetSpeed | Direction, velocity: Tensor) -> Tensor:
+    """What forward velocities `[W]` (m/s) earn in their tasks, `[W]`."""
     if isinstance(task, TargetSpeed):
-        return -(velocity - task.speed).abs() - cost
-    return task.direction * velocity - cost
+        return -(velocity - task.speed).abs()
+    return task.direction * velocity
 
 
 def observation(qpos: Tensor, qvel: Tensor, torso: Tensor | None = None) -> Tensor:
@@ -255,14 +259,17 @@ class HalfCheetahWorlds(PhysicsWorlds):
         command = actions.clamp(-self._bound, self._bound)
         if self._bound != 1.0:
             command = command / self._bound
+        # Before the physics: what runs after it finds the processor's caches full of other things.
+        cost = control_cost(command)
+        terminated = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        stable = torch.zeros_like(terminated)
         x_before = self._qpos[:, 0].clone()
         unstable = self._simulate(command)
         velocity = ((self._qpos[:, 0] - x_before) / self._dt).to(self.device)
         assert isinstance(self._world_tasks, (TargetSpeed, Direction))
-        reward = task_reward(self._world_tasks, velocity, command).float()
-        terminated = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        reward = (running_reward(self._world_tasks, velocity) - cost).float()
         if unstable is None:
-            return reward, terminated, {"unstable": torch.zeros_like(terminated)}
+            return reward, terminated, {"unstable": stable}
         # A world that blew up has moved by anything, even by NaN.
         return reward.masked_fill_(unstable, 0.0), terminated, {"unstable": unstable}
 

@@ -10,7 +10,8 @@ from metarl.envs.half_cheetah import (
     HalfCheetahDir,
     HalfCheetahVel,
     TargetSpeed,
-    task_reward,
+    control_cost,
+    running_reward,
 )
 from metarl.envs.physics import CpuPhysics
 from metarl.errors import UsageError
@@ -75,9 +76,10 @@ def test_reward_by_hand():
     velocity = torch.tensor([1.0, -2.0], dtype=torch.float64)
     command = torch.tensor([[1.0, 0, 0, 0, 0, -1.0], [0.5, 0, 0, 0, 0, 0]])
     speed = TargetSpeed(torch.tensor([3.0, 0.0], dtype=torch.float64))
-    np.testing.assert_allclose(task_reward(speed, velocity, command), [-2.1, -2.0125])
+    np.testing.assert_allclose(running_reward(speed, velocity), [-2, -2])
     direction = Direction(torch.tensor([1.0, -1.0], dtype=torch.float64))
-    np.testing.assert_allclose(task_reward(direction, velocity, command), [0.9, 1.9875])
+    np.testing.assert_allclose(running_reward(direction, velocity), [1, 2])
+    np.testing.assert_allclose(control_cost(command), [0.1, 0.0125])
 
 
 def test_actions_beyond_the_bounds_are_clipped():
