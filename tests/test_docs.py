@@ -1,6 +1,7 @@
 """What the documents show works: the code in them runs, the links lead somewhere."""
 
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 
 from metarl.adaptation import evaluate
 from metarl.agents.rl2 import RL2, RL2Config
+from metarl.experiments.cli import VERBS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -95,8 +97,8 @@ def test_the_ten_lines_of_the_readme_run(capsys):
     """With fewer worlds, iterations and tasks, and nothing else changed."""
     (source,) = blocks("README.md", "python")
     for large, small in (
-        ("make_worlds(256", "make_worlds(8"),
-        ("120", "2"),
+        ("make_worlds(64", "make_worlds(8"),
+        ("300", "2"),
         ("tasks(64", "tasks(4"),
     ):
         assert large in source
@@ -106,6 +108,27 @@ def test_the_ten_lines_of_the_readme_run(capsys):
     assert float(first) < 0.0
     assert float(second) < 0.0
     assert "iqm" in summary
+
+
+def commands() -> list[str]:
+    """The lines of the README that call `metarl`."""
+    lines = "\n".join(blocks("README.md", "")).splitlines()
+    return [line for line in lines if line.startswith("metarl ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_the_command_lines_of_the_readme_are_understood(line, capsys):
+    _, verb, *words = line.split()
+    options = [word for word in words if word.startswith("--")]
+    # What decides which options there are comes first: the agent, the family.
+    chosen = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    assert main([verb, *(chosen if verb in {"train", "bench"} else []), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [option for option in options if option not in shown] == []
+
+
+def test_the_readme_shows_every_command():
+    assert {line.split()[1] for line in commands()} == set(VERBS)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
