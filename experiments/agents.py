@@ -19,6 +19,8 @@ class AgentEntry:
     """what it is, for the help text"""
     sees_task: bool = False
     """the task is part of its observation, as no agent that has to adapt may know it"""
+    ablation_names: str = ""
+    """`module:NAME` of what `policy(ablation=...)` takes, where the agent has it"""
 
     def agent_class(self) -> Any:
         """Import and return the class of the agent."""
@@ -28,12 +30,18 @@ class AgentEntry:
         """Import and return the class of the config."""
         return resolve_name(self.config)
 
+    def ablations(self) -> tuple[str, ...]:
+        """What can be taken away from the agent's memory, by name."""
+        names = resolve_name(self.ablation_names) if self.ablation_names else ()
+        return tuple(name for name in names if name != "none")
+
 
 AGENTS: dict[str, AgentEntry] = {
     "rl2": AgentEntry(
         "metarl.agents.rl2:RL2",
         "metarl.agents.rl2:RL2Config",
         "a recurrent policy that learns to learn (RL²)",
+        ablation_names="metarl.agents.rl2:ABLATIONS",
     ),
     "non-adaptive": AgentEntry(
         "metarl.agents.rl2:RL2",

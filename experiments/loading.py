@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,18 @@ def check_device(name: str) -> torch.device:
 
 
 def use_threads(threads: int) -> int:
-    """Let torch work with `threads` threads, 0 meaning one for each processor; return how many.
+    """Let torch work with `threads` threads and return how many the physics shall have.
+
+    0 gives the physics one for each processor and torch a single one: these networks are so small
+    that on a busy machine threads of torch would mostly wait for each other.
 
     Raises:
         UsageError: if `threads` is negative.
     """
     if threads < 0:
         raise UsageError(f"--threads must be 0 or more, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)
-    return threads or torch.get_num_threads()
+    torch.set_num_threads(threads or 1)
+    return threads or os.cpu_count() or 1
 
 
 def as_seen_by(agent: str, family: Family) -> Family:

@@ -1,11 +1,14 @@
-"""What commands print: tables for people, one JSON line for scripts."""
+"""What commands put out: tables for people, one JSON line for scripts, files."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from metarl.errors import UsageError
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -27,6 +30,21 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_json(values: Mapping[str, Any]) -> None:
     """Print one JSON object on one line; what is not a number becomes null."""
     print(json.dumps(_finite(values), allow_nan=False))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, making its folder.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {len(content)} bytes to {path}: {error.strerror}"
+        ) from error
 
 
 def _cell(value: Any) -> str:

@@ -43,7 +43,7 @@ class RunOptions:
     device: str = "cpu"
     """cpu, cuda or cuda:N"""
     threads: int = 0
-    """threads for physics and torch; 0 is one for each processor"""
+    """threads for physics and torch; 0 is one for each processor, and one for torch"""
     json: bool = False
     """print one JSON object as the last line"""
 

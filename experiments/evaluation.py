@@ -1,0 +1,118 @@
+"""Evaluate the run in a folder, keep the curve there, and find it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarl.adaptation import AdaptationCurve, evaluate
+from metarl.errors import UsageError
+from metarl.experiments.agents import AGENTS
+from metarl.experiments.loading import LoadedRun
+from metarl.policy import AdaptivePolicy
+from metarl.tasks import SPLITS, Split
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to evaluate: which tasks, how often, with which luck."""
+
+    tasks: int = 100
+    """number of tasks"""
+    episodes: int = 0
+    """episodes per trial; 0 takes the family's"""
+    split: Split = "held-out"
+    """where the tasks are from"""
+    seed: int = 0
+    """decides on the tasks and on the luck of the worlds"""
+    stochastic: bool = False
+    """draw actions instead of taking the most likely ones"""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for values that cannot be evaluated."""
+        if self.tasks < 1:
+            raise UsageError(f"tasks must be a whole number above 0, got {self.tasks}")
+        if min(self.episodes, self.seed) < 0:
+            raise UsageError("episodes and seed must be whole numbers of at least 0")
+        if self.split not in SPLITS:
+            raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+
+
+def evaluate_run(
+    run: LoadedRun,
+    protocol: Protocol,
+    *,
+    ablation: str = "none",
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+) -> AdaptationCurve:
+    """The adaptation curve of a run; equal calls give equal curves, and all runs equal tasks.
+
+    Raises:
+        UsageError: if the family has no such split, or the agent no such ablation.
+    """
+    run.family.check_split(protocol.split)
+    generator = torch.Generator().manual_seed(protocol.seed)
+    tasks = run.family.sample_tasks(protocol.tasks, protocol.split, generator)
+    episodes = protocol.episodes or run.family.episodes
+    info = {
+        "agent": run.config.agent,
+        "family": run.config.family,
+        "trained_steps": run.step,
+        "trained_seed": run.config.training.get("seed"),
+        "split": protocol.split,
+        "seed": protocol.seed,
+        "stochastic": protocol.stochastic,
+        "ablation": ablation,
+    }
+    env = run.family.make_worlds(protocol.tasks, device=device, seed=protocol.seed, threads=threads)
+    try:
+        policy = _policy(run, protocol.stochastic, ablation)
+        return evaluate(policy, env, tasks, episodes, seed=protocol.seed, info=info)
+    finally:
+        env.close()
+
+
+def ablations_of(run: LoadedRun) -> tuple[str, ...]:
+    """What can be taken away from the memory of the run's agent, to see what it does."""
+    return AGENTS[run.config.agent].ablations()
+
+
+def save_curve(run: LoadedRun, curve: AdaptationCurve) -> Path:
+    """Write `curve` into the run's folder and return the file's path.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    info = curve.info
+    parts = [f"{info['split']}-{len(curve.tasks)}x{curve.episodes}-seed{info['seed']}"]
+    parts += ["stochastic"] * info["stochastic"]
+    parts += [info["ablation"]] * (info["ablation"] != "none")
+    path = run.folder.evaluation / f"{'-'.join(parts)}.json"
+    try:
+        curve.save(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def saved_curves(folder: Path) -> list[AdaptationCurve]:
+    """The curves that `save_curve` left in an evaluation folder, the oldest first."""
+    paths = [path for path in folder.glob("*.json") if not path.name.startswith("step-")]
+    return [
+        AdaptationCurve.load(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime)
+    ]
+
+
+def _policy(run: LoadedRun, stochastic: bool, ablation: str) -> AdaptivePolicy:
+    agent: Any = run.agent
+    if ablation == "none":
+        policy: AdaptivePolicy = agent.policy(deterministic=not stochastic)
+    elif ablation in ablations_of(run):
+        policy = agent.policy(deterministic=not stochastic, ablation=ablation)
+    else:
+        raise UsageError(f"agent {run.config.agent} has no ablation {ablation!r}")
+    return policy

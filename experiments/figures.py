@@ -1,0 +1,234 @@
+"""Figures of adaptation and of learning, several agents and seeds side by side.
+
+Panels draw on axes that they are given, figures lay panels out. Bars and bands are 95 % intervals
+over tasks; where an agent has several seeds, tasks are resampled within each seed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from metarl.adaptation import AdaptationCurve, pool
+from metarl.experiments.metrics import Metrics
+from metarl.experiments.printing import write_file
+
+Array = NDArray[np.float64]
+
+COLOURS = {"rl2": "#0072B2", "non-adaptive": "#D55E00", "oracle": "#009E73"}
+"""Okabe and Ito's colours, which colour-blind readers can tell apart; one for each agent."""
+OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B", "#000000")
+STYLE: dict[str, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#777777",
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "grid.color": "#e8e8e8",
+    "xtick.color": "#777777",
+    "ytick.color": "#777777",
+    "xtick.labelcolor": "#222222",
+    "ytick.labelcolor": "#222222",
+    "font.size": 10,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "savefig.dpi": 150,
+}
+"""Matplotlib settings of all figures."""
+MANY_EPISODES = 12
+"""With more episodes than this, a line with a band replaces points with bars."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One agent in a figure."""
+
+    label: str
+    """what the legend calls it; an agent's name also decides the colour"""
+    curves: Sequence[AdaptationCurve]
+    """one for each seed, with equal numbers of tasks and episodes"""
+    metrics: Sequence[Metrics] = ()
+    """what was logged while training, for each seed"""
+    colour: str = ""
+    """of lines and points; empty takes the agent's own"""
+
+
+Panel = Callable[[Axes, Sequence[Series]], None]
+
+
+def adaptation_figure(series: Sequence[Series], title: str = "") -> Figure:
+    """Return by episode beside reward by step within the trial."""
+    return layout(series, [returns_by_episode, reward_by_step], title, widths=[2, 3])
+
+
+def layout(
+    series: Sequence[Series],
+    panels: Sequence[Panel],
+    title: str = "",
+    *,
+    widths: Sequence[float] | None = None,
+    size: tuple[float, float] = (10.0, 3.9),
+) -> Figure:
+    """Panels in a row under one legend.
+
+    Args:
+        series: the agents; those without a colour get one.
+        panels: functions that draw the series on axes.
+        title: a line above everything.
+        widths: of the panels, relative to each other.
+        size: inches of the figure.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+        shown = coloured(series)
+        for ax, panel in zip(axes, panels, strict=True):
+            panel(ax, shown)
+        handles = [
+            Line2D([], [], color=s.colour, marker="o", markersize=5, label=s.label) for s in shown
+        ]
+        # An outside legend takes its room from the layout and never covers data or the title.
+        figure.legend(
+            handles=handles,
+            loc="outside upper left",
+            ncols=4,
+            title=title or None,
+            alignment="left",
+            title_fontproperties={"size": 12, "weight": "bold"},
+        )
+    return figure
+
+
+def coloured(series: Sequence[Series]) -> list[Series]:
+    """The same series, each with a colour: the agent's own, or the next free one."""
+    others = iter(OTHER_COLOURS * (1 + len(series) // len(OTHER_COLOURS)))
+    return [replace(s, colour=s.colour or COLOURS.get(s.label) or next(others)) for s in series]
+
+
+def returns_by_episode(ax: Axes, series: Sequence[Series]) -> None:
+    """Mean return of episode 1, 2, ... K with its interval."""
+    for index, one in enumerate(series):
+        if not one.curves:
+            continue
+        summary = pool(one.curves)
+        mean, low, high = (
+            np.asarray(x) for x in (summary.mean, summary.mean_low, summary.mean_high)
+        )
+        x = np.arange(1, len(mean) + 1, dtype=np.float64)
+        if len(x) > MANY_EPISODES:
+            _band(ax, x, mean, low, high, one.colour)
+            continue
+        # A little apart, so that bars of equal height can be told from each other.
+        x += 0.08 * (index - 0.5 * (len(series) - 1))
+        ax.errorbar(
+            x,
+            mean,
+            [mean - low, high - mean],
+            color=one.colour,
+            marker="o",
+            markersize=5,
+            capsize=3,
+        )
+        ax.margins(x=0.15)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="episode of the trial", title="Return per episode")
+
+
+def reward_by_step(ax: Axes, series: Sequence[Series]) -> None:
+    """Mean reward at each step of the trial, with its interval; dotted lines part the episodes."""
+    for one in series:
+        if not one.curves:
+            continue
+        steps = min(len(curve.step_reward) for curve in one.curves)
+        mean = np.mean([curve.step_reward[:steps] for curve in one.curves], axis=0)
+        half = [
+            np.subtract(curve.step_high[:steps], curve.step_reward[:steps]) for curve in one.curves
+        ]
+        # Seeds are independent: the variance of their mean is that of one over their number.
+        spread = np.sqrt(np.square(half).sum(axis=0)) / len(half)
+        _band(ax, np.arange(1.0, steps + 1.0), mean, mean - spread, mean + spread, one.colour)
+    for end in _episode_ends([curve for one in series for curve in one.curves]):
+        ax.axvline(end + 0.5, color="#777777", linewidth=1.0, linestyle=":")
+    ax.set(xlabel="step within the trial", title="Reward per step")
+
+
+def _episode_ends(curves: Sequence[AdaptationCurve]) -> list[float]:
+    """The steps after which an episode but the last ends, if that is the same everywhere."""
+    lengths = np.asarray([row for curve in curves for row in curve.lengths])
+    if not len(lengths) or not (lengths == lengths[0]).all() or lengths.shape[1] > MANY_EPISODES:
+        return []
+    ends: list[float] = np.cumsum(lengths[0])[:-1].tolist()
+    return ends
+
+
+def learning_curves(ax: Axes, series: Sequence[Series]) -> None:
+    """Return of the last episode against environment steps.
+
+    Thin lines are trials of training, points evaluations on held-out tasks; dashed is the first
+    episode of these.
+    """
+    for one in series:
+        for metrics in one.metrics:
+            steps, last = metrics.smoothed("return_last")
+            ax.plot(steps, last, color=one.colour, alpha=0.3, linewidth=1.0)
+            steps, held_out = metrics.column("evaluation/mean")
+            if len(steps):
+                style = {"color": one.colour, "linewidth": 1.4}
+                ax.plot(steps, [row[-1] for row in held_out], marker="o", markersize=3.5, **style)
+                ax.plot(steps, [row[0] for row in held_out], linestyle="--", alpha=0.7, **style)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set(xlabel="environment steps", title="Return of an episode while training")
+
+
+def returns_by_task(ax: Axes, series: Sequence[Series]) -> None:
+    """Return of the last episode of every task.
+
+    Against the task where that is one number, else from the worst task to the best.
+    """
+    plain = all(len(row) == 1 for one in series for curve in one.curves for row in curve.tasks)
+    for one in series:
+        for curve in one.curves:
+            last = np.asarray([row[-1] for row in curve.returns])
+            tasks = np.asarray([row[0] for row in curve.tasks])
+            x = tasks if plain else np.linspace(0.0, 100.0, len(last))
+            y = last if plain else np.sort(last)
+            ax.scatter(x, y, s=11, color=one.colour, alpha=0.55, linewidths=0)
+    xlabel = "the task's parameter" if plain else "tasks from worst to best, %"
+    ax.set(xlabel=xlabel, title="Return of the last episode, task by task")
+
+
+def _band(ax: Axes, x: Array, mean: Array, low: Array, high: Array, colour: str) -> None:
+    ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    ax.plot(x, mean, color=colour, linewidth=1.4)
+
+
+def render(figure: Figure, kind: str = "png") -> bytes:
+    """The figure as a PNG or SVG file."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        # Without a date the same figure gives the same bytes.
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure to `path`; the ending decides on PNG, SVG or PDF.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    write_file(path, render(figure, path.suffix.lstrip(".") or "png"))
