@@ -16,20 +16,23 @@ features, `L` steps of a chunk, `C` chunks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from metarl.errors import TrainingError, UsageError
+from metarl.errors import TrainingError, UsageError, require_between
 from metarl.losses import approximate_kl, clipped_surrogate, huber, masked_mean, masked_standardize
 from metarl.networks import RunningNorm, action_dim, action_head, mlp, orthogonal
+from metarl.optimization import gradient_step, linear
 from metarl.policy import Step
 from metarl.returns import gae, running_returns, trial_boundaries
-from metarl.rollout import Rollout, run_trials
-from metarl.tasks import Spec
+from metarl.rollout import Rollout, cut, run_trials
+from metarl.tasks import Spec, TaskBatch
 from metarl.vector import VectorEnv
 
 Ablation = Literal["none", "inputs-zeroed", "hidden-reset-every-step", "hidden-reset-every-episode"]
@@ -77,18 +80,12 @@ class RL2Config:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
-        for name in ("gamma", "lam"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UsageError(f"rl2: {name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("embedding", "hidden", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"rl2: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip", "max_grad_norm", "target_kl"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise UsageError(f"rl2: {name} must be finite and above 0, got {getattr(self, name)}")
-        for name in ("entropy", "value_weight", "final_learning_rate", "chunk"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"rl2: {name} must be finite and not negative")
+        require_between(self, ("gamma", "lam"), "rl2", 0, 1)
+        require_between(self, ("embedding", "hidden", "epochs", "minibatches"), "rl2", 1)
+        require_between(self, ("learning_rate", "clip", "max_grad_norm", "target_kl"), "rl2", 1e-12)
+        require_between(self, ("entropy", "value_weight", "final_learning_rate", "chunk"), "rl2", 0)
+        if not self.layers or min(self.layers) < 1:
+            raise UsageError(f"rl2: layers must be one or more widths above 0, got {self.layers}")
 
 
 @dataclass(frozen=True)
@@ -104,26 +101,25 @@ class RecurrentActorCritic(nn.Module):
     def __init__(self, spec: Spec, config: RL2Config) -> None:
         """Build the networks for the spaces of `spec`."""
         super().__init__()
-        assert spec.observation_space.shape is not None
-        obs_dim, width = spec.observation_space.shape[0], config.layers[-1]
+        obs_dim, width = spec.obs_dim, config.layers[-1]
         self.hidden = config.hidden if config.memory else 0
+        self.feedback_dim = action_dim(spec.action_space) + 2
         self.obs_norm = RunningNorm(obs_dim)
         self.task_norm = RunningNorm(spec.task_dim)
         if config.memory:
-            inputs = obs_dim + action_dim(spec.action_space) + 2
-            self.embed = mlp([inputs, config.embedding], nn.ReLU)
+            self.embed = mlp([obs_dim + self.feedback_dim, config.embedding], nn.ReLU)
             self.gru = nn.GRU(config.embedding, config.hidden)
         self.policy = mlp([obs_dim + self.hidden, *config.layers])
         self.head = action_head(spec.action_space, width, config.log_std)
         self.critic = mlp([obs_dim + self.hidden + spec.task_dim + 2, *config.layers])
         self.critic.append(orthogonal(nn.Linear(width, 1), 1.0))
 
-    def remember(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the memory over inputs `[L, C, X]` from `hidden` `[C, H]`.
+    def feedback(self, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
+        """What an action brought, as inputs of the memory: [a, r, d], `[..., A + 2]`."""
+        return torch.cat([self.head.encode(action), torch.stack([reward, done.float()], -1)], -1)
 
-        Returns:
-            Hidden states after each step `[L, C, H]`, and the last of them `[C, H]`.
-        """
+    def remember(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """States `[L, C, H]` after each input `x` `[L, C, X]`, from `[C, H]`, and the last one."""
         if self.hidden == 0:
             return x.new_zeros(*x.shape[:-1], 0), hidden
         states, last = self.gru(self.embed(x), hidden.unsqueeze(0))
@@ -157,7 +153,7 @@ class RL2Policy:
         batch = num_tasks * worlds_per_task
         device = self.network.obs_norm.mean.device
         self.hidden = torch.zeros(batch, self.network.hidden, device=device)
-        self.feedback: Tensor | None = None
+        self.feedback = torch.zeros(batch, self.network.feedback_dim, device=device)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
@@ -167,69 +163,55 @@ class RL2Policy:
         if network.hidden:
             if self.ablation == "hidden-reset-every-step":
                 self.hidden = torch.zeros_like(self.hidden)
-            if self.feedback is None or self.ablation == "inputs-zeroed":
-                width = network.embed[0].in_features - obs.shape[-1]
-                feedback = obs.new_zeros(len(obs), width)
-            else:
-                feedback = self.feedback
-            x = torch.cat([obs, feedback], -1)
+            if self.ablation == "inputs-zeroed":
+                self.feedback.zero_()
+            x = torch.cat([obs, self.feedback], -1)
             _, self.hidden = network.remember(x.unsqueeze(0), self.hidden)
-        params = network.distribution(obs, self.hidden)
-        if self.deterministic:
-            self.action = network.head.mode(params)
-        else:
-            self.action = network.head.sample(params, self.generator)
+        head, params = network.head, network.distribution(obs, self.hidden)
+        self.action = (
+            head.mode(params) if self.deterministic else head.sample(params, self.generator)
+        )
         return self.action
 
     def observe(self, step: Step) -> None:
         """Keep the action, its reward and the boundary flag for the next input."""
         done = step.terminated | step.truncated
-        self.feedback = feedback(self.network, self.action, step.reward, done)
+        self.feedback = self.network.feedback(self.action, step.reward, done)
         if self.ablation == "hidden-reset-every-episode":
             self.hidden = self.hidden * ~done.unsqueeze(-1)
 
 
-def feedback(network: RecurrentActorCritic, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
-    """What an action brought, as network inputs: [a, r, d], `[..., A + 2]`."""
-    flags = torch.stack([reward, done.float()], -1)
-    return torch.cat([network.head.encode(action), flags], -1)
-
-
 @dataclass(frozen=True)
 class Batch:
-    """A batch of trials made ready for learning, `[T, B, ...]` or, cut, `[L, C, ...]`."""
+    """Trials made ready for learning, `[T, B, ...]` or, cut into chunks, `[L, C, ...]`.
+
+    `obs` is normalised, `x` the input of the memory, `hidden` its state before the step (a chunk
+    starts from its first), `privileged` what only the critic sees: task features and time.
+    `weight` is 1 where the step may be learned from.
+    """
 
     obs: Tensor
-    """normalised"""
     x: Tensor
-    """inputs of the memory"""
     privileged: Tensor
-    """task features and time, for the critic"""
     action: Tensor
     hidden: Tensor
-    """hidden state before the step; chunks start from their first"""
     log_prob: Tensor
     advantage: Tensor
     target: Tensor
     weight: Tensor
-    """1 where the step may be learned from"""
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply `f` to every field."""
+        return Batch(**{name: f(x) for name, x in vars(self).items()})
 
     def chunks(self, length: int) -> Batch:
-        """Cut the trials into chunks of `length` steps, `[T, B] -> [L, T/L * B]`, and drop the
-        empty ones; the last chunk is padded with steps of weight 0."""
-        pad = -len(self.obs) % length
-
-        def cut(x: Tensor) -> Tensor:
-            x = torch.cat([x, x.new_zeros(pad, *x.shape[1:])])
-            return x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
-
-        parts = {name: cut(x) for name, x in vars(self).items()}
-        used = parts["weight"].any(0)
-        return Batch(**{name: x[:, used] for name, x in parts.items()})
+        """Cut the trials into chunks of `length` steps, `[L, C]`, and drop the empty ones."""
+        parts = self.map(lambda x: cut(x, length))
+        return parts.select(parts.weight.any(0))
 
     def select(self, index: Tensor) -> Batch:
         """The chunks `index` of a batch that was cut."""
-        return Batch(**{name: x[:, index] for name, x in vars(self).items()})
+        return self.map(lambda x: x[:, index])
 
 
 def loss(
@@ -261,7 +243,7 @@ class RL2:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = RecurrentActorCritic(spec, config).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), eps=1e-5)
         self.task_generator = torch.Generator().manual_seed(seed + 1)
         self.generator = torch.Generator(device).manual_seed(seed + 2)
         self.return_norm = RunningNorm(1).to(device)
@@ -276,57 +258,47 @@ class RL2:
         env.set_tasks(env.family.sample_tasks(env.num_envs, "train", self.task_generator))
         explorer = RL2Policy(self.network, False, self.generator)
         rollout = run_trials(explorer, env, self.spec.episodes)
-        assert env.tasks is not None
-        features = env.tasks.features()
+        features = cast(TaskBatch, env.tasks).features()
         self.network.task_norm.update(features)
         batch = self.prepare(rollout, features)
         figures = self.update(batch, min(progress, 1.0))
         self.network.obs_norm.update(rollout.obs[rollout.valid])
-        returns = rollout.per_episode(rollout.reward, self.spec.episodes).mean((0, 1))
-        return {
-            "steps": rollout.steps,
-            "return_first": float(returns[0]),
-            "return_last": float(returns[-1]),
-            **figures,
-        }
+        returns = rollout.per_episode(rollout.reward, self.spec.episodes).mean((0, 1)).tolist()
+        ends = {"return_first": returns[0], "return_last": returns[-1]}
+        return {"steps": rollout.steps, **ends, **figures}
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout, features: Tensor) -> Batch:
         """Values, advantages and old log probabilities of a batch of trials."""
         network, flat = self.network, rollout.flat()
-        reward, active, valid = flat["reward"], flat["active"], flat["valid"]
+        action, reward, active, valid = (flat[k] for k in ("action", "reward", "active", "valid"))
         obs = network.obs_norm(flat["obs"])
-        after = feedback(network, flat["action"], reward, flat["terminated"] | flat["truncated"])
+        after = network.feedback(action, reward, flat["terminated"] | flat["truncated"])
         x = torch.cat([obs, torch.cat([torch.zeros_like(after[:1]), after[:-1]])], -1)
         start = obs.new_zeros(obs.shape[1], network.hidden)
         hidden, _ = network.remember(x, start)
-        time = torch.stack(
-            [flat["elapsed"] / self.spec.horizon, flat["episode"] / self.spec.episodes], -1
-        )
-        worlds = rollout.obs.shape[2]
-        task = network.task_norm(features).repeat_interleave(worlds, 0).expand(len(obs), -1, -1)
-        privileged = torch.cat([task, time], -1)
+        clock = flat["elapsed"] / self.spec.horizon, flat["episode"] / self.spec.episodes
+        task = network.task_norm(features).repeat_interleave(rollout.obs.shape[2], 0)
+        privileged = torch.cat([task.expand(len(obs), -1, -1), torch.stack(clock, -1)], -1)
         params = network.distribution(obs, hidden)
         value = network.value(obs, hidden, privileged)
         # Rewards are divided by the spread of the discounted return, so that one learning rate
         # and one Huber threshold serve every family; the memory sees them as they are.
-        self.return_norm.update(running_returns(reward * active, self.config.gamma)[valid].view(-1, 1))
+        past = running_returns(reward * active, self.config.gamma)
+        self.return_norm.update(past[valid].unsqueeze(-1))
         scaled = reward / (self.return_norm.var + 1e-8).sqrt().float()
         next_value, carry = trial_boundaries(value, active)
-        advantage = gae(
-            scaled, value, next_value, carry, valid, self.config.gamma, self.config.lam
-        )
-        weight = valid.float()
+        advantage = gae(scaled, value, next_value, carry, valid, self.config.gamma, self.config.lam)
         return Batch(
             obs=obs,
             x=x,
             privileged=privileged,
-            action=flat["action"],
+            action=action,
             hidden=torch.cat([start.unsqueeze(0), hidden[:-1]]),
-            log_prob=network.head.log_prob(params, flat["action"]),
-            advantage=masked_standardize(advantage, weight),
+            log_prob=network.head.log_prob(params, action),
+            advantage=masked_standardize(advantage, valid.float()),
             target=value + advantage,
-            weight=weight,
+            weight=valid.float(),
         )
 
     def update(self, batch: Batch, progress: float) -> dict[str, float]:
@@ -335,33 +307,29 @@ class RL2:
         The step size and the entropy bonus are annealed by `progress`, in [0, 1].
 
         Raises:
-            TrainingError: if a gradient is not finite; the parameters are left as they were.
+            TrainingError: if a gradient is not finite, or there is nothing to learn from.
         """
         config = self.config
         for group in self.optimizer.param_groups:
-            change = config.final_learning_rate - config.learning_rate
-            group["lr"] = config.learning_rate + change * progress
-        entropy_weight = config.entropy * (1.0 - progress)
+            group["lr"] = linear(config.learning_rate, config.final_learning_rate, progress)
+        entropy_weight = linear(config.entropy, 0.0, progress)
         chunks = batch.chunks(config.chunk or len(batch.obs))
         count = chunks.obs.shape[1]
-        figures: dict[str, list[float]] = {}
+        if count == 0:
+            raise TrainingError("rl2: no step of the batch is of a sound simulation")
+        records: list[dict[str, float]] = []
         for _ in range(config.epochs):
             order = torch.randperm(count, generator=self.generator, device=chunks.obs.device)
-            kls = []
-            for index in order.chunk(min(config.minibatches, count)):
+            parts = order.chunk(min(config.minibatches, count))
+            for index in parts:
                 terms = loss(self.network, chunks.select(index), config, entropy_weight)
-                self.optimizer.zero_grad(set_to_none=True)
-                terms["total"].backward()
-                norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
-                if not bool(torch.isfinite(norm)):
-                    raise TrainingError(f"rl2: the gradient is not finite (norm {float(norm)})")
-                self.optimizer.step()
-                kls.append(float(terms["kl"]))
-                for name, value in terms.items():
-                    figures.setdefault(name, []).append(float(value.detach()))
-            if sum(kls) / len(kls) > config.target_kl:
+                gradient_step(terms["total"], self.optimizer, config.max_grad_norm, "rl2")
+                records.append({name: float(value.detach()) for name, value in terms.items()})
+            if sum(record["kl"] for record in records[-len(parts) :]) > config.target_kl * len(
+                parts
+            ):
                 break
-        return {f"loss/{name}": sum(xs) / len(xs) for name, xs in figures.items()}
+        return {f"loss/{name}": fmean(record[name] for record in records) for name in records[0]}
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimiser, normalisers and random state."""

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from tqdm import tqdm
@@ -56,7 +57,7 @@ class Job:
     """its budget"""
     folder: Path
     """its run folder"""
-    bar: tqdm[None]
+    bar: tqdm[Any]
     """shows how far it is"""
     process: subprocess.Popen[bytes] | None = None
     """running, once started"""
@@ -116,7 +117,7 @@ def train_all(options: Options) -> dict[str, Path]:
     for position, (agent, budget) in enumerate(BUDGETS.items()):
         steps, folder = max(1, int(budget * options.share)), options.out / agent
         shutil.rmtree(folder, ignore_errors=True)
-        bar = tqdm(
+        bar: tqdm[Any] = tqdm(
             total=steps,
             desc=f"{agent:<13}",
             unit="step",
@@ -158,7 +159,8 @@ def judge_all(folders: dict[str, Path], options: Options) -> Path:
             )
     print_table(table)
     path = options.out / "demo.png"
-    save(adaptation_figure(series, f"{FAMILY}: {options.tasks} speeds never seen in training"), path)
+    title = f"{FAMILY}: {options.tasks} speeds never seen in training"
+    save(adaptation_figure(series, title), path)
     return path
 
 

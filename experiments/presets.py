@@ -28,7 +28,8 @@ _AGENT: dict[str, Options] = {
     # gamma 0.99 and lambda 0.3 are the paper's (Duan et al. 2016).
     "bandit": {**_DISCRETE, "gamma": 0.99, "lam": 0.3},
     "tabular-mdp": {**_DISCRETE, "hidden": 128, "gamma": 0.99, "lam": 0.3},
-    # Much entropy at first: a sweep of episode 1 that leaves a detour for episode 2 is hard to unlearn.
+    # Much entropy at first: a sweep of episode 1 that leaves a detour for episode 2 is hard to
+    # unlearn later.
     "gridnavi": {**_DISCRETE, "gamma": 0.99, "lam": 0.95, "entropy": 0.1},
     "maze": {**_DISCRETE, "hidden": 128, "gamma": 0.98, "lam": 0.95, "chunk": 100},
     "point-dense": {"gamma": 0.95},

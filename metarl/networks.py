@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import gymnasium as gym
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
     """Linear layers `sizes[0] -> ... -> sizes[-1]`, an activation after every one of them."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2.0)), activation()]
     return nn.Sequential(*layers)
 

@@ -36,9 +36,7 @@ class TaskInObservation(Family):
         """The family's observation `[O]` followed by task features `[F]`."""
         inner, dim = self.family.observation_space, self.family.task_dim
         unbounded = np.full(dim, np.inf, dtype=np.float32)
-        return box(
-            np.concatenate([inner.low, -unbounded]), np.concatenate([inner.high, unbounded])
-        )
+        return box(np.concatenate([inner.low, -unbounded]), np.concatenate([inner.high, unbounded]))
 
     @property
     def action_space(self) -> gym.spaces.Box | gym.spaces.Discrete:
@@ -50,7 +48,12 @@ class TaskInObservation(Family):
         return self.family.sample_tasks(n, split, generator)
 
     def make_worlds(
-        self, num_worlds: int, *, device: torch.device | str = "cpu", seed: int = 0, threads: int = 1
+        self,
+        num_worlds: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        threads: int = 1,
     ) -> VectorEnv:
         """The family's worlds, seen through a wrapper that appends the task."""
         inner = self.family.make_worlds(num_worlds, device=device, seed=seed, threads=threads)

@@ -41,7 +41,7 @@ class Rollout:
 
     @property
     def done(self) -> Tensor:
-        """bool `[T, N, W]`: the episode ended at this step, for whatever reason."""
+        """Bool `[T, N, W]`: the episode ended at this step, for whatever reason."""
         return self.terminated | self.truncated
 
     @property
@@ -136,3 +136,13 @@ def run_trials(
         if on_step is not None:
             on_step(step)
     return recorder.rollout()
+
+
+def cut(x: Tensor, length: int) -> Tensor:
+    """Cut sequences into chunks: `[T, B, ...] -> [length, ceil(T / length) * B, ...]`.
+
+    The chunks of one time come together, and the last are padded with zeros.
+    """
+    padded = torch.cat([x, x.new_zeros(-len(x) % length, *x.shape[1:])])
+    chunks = padded.view(len(padded) // length, length, *x.shape[1:])
+    return chunks.transpose(0, 1).flatten(1, 2)

@@ -109,6 +109,11 @@ class Spec:
     horizon: int
     """H, steps per episode"""
 
+    @property
+    def obs_dim(self) -> int:
+        """O, the length of an observation."""
+        return int(self.observation_space.low.size)
+
 
 @dataclass(frozen=True)
 class Family(ABC):
@@ -144,7 +149,12 @@ class Family(ABC):
 
     @abstractmethod
     def make_worlds(
-        self, num_worlds: int, *, device: torch.device | str = "cpu", seed: int = 0, threads: int = 1
+        self,
+        num_worlds: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        threads: int = 1,
     ) -> VectorEnv:
         """Build `num_worlds` worlds that step together; `threads` is for families with physics."""
 

@@ -229,7 +229,9 @@ class VectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Any]):
             setattr(self, f"_{name}", value.to(self.device).clone())
 
 
-def box(low: float | np.ndarray, high: float | np.ndarray, dim: int | None = None) -> gym.spaces.Box:
+def box(
+    low: float | np.ndarray, high: float | np.ndarray, dim: int | None = None
+) -> gym.spaces.Box:
     """A float32 vector space; `dim` is its length where the bounds are plain numbers."""
     shape = None if dim is None else (dim,)
-    return gym.spaces.Box(low, high, shape=shape, dtype=np.float32)  # type: ignore[arg-type]
+    return gym.spaces.Box(low, high, shape=shape, dtype=np.float32)

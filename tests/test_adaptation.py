@@ -61,7 +61,11 @@ def test_curve_equals_a_walk_through_every_world() -> None:
             episode += int(step.terminated[world] | step.truncated[world])
     assert lengths.max() == 30
     assert lengths.min() < 30, "some world must end early for this test to mean anything"
-    for mine, slow in ((curve.returns, returns), (curve.lengths, lengths), (curve.success, success)):
+    for mine, slow in (
+        (curve.returns, returns),
+        (curve.lengths, lengths),
+        (curve.success, success),
+    ):
         np.testing.assert_allclose(mine, slow.reshape(8, 3, 3).mean(1), atol=1e-5)
 
 

@@ -172,7 +172,7 @@ def test_chunks_hold_every_step_once() -> None:
 
 def test_a_gradient_that_is_not_finite_stops_training_before_the_parameters_change() -> None:
     family = CountingFamily(broken_step=99)
-    agent, rollout, batch = collect(family)
+    agent, _, batch = collect(family)
     before = {name: x.clone() for name, x in agent.network.state_dict().items()}
     with pytest.raises(TrainingError, match="not finite"):
         agent.update(replace(batch, advantage=batch.advantage * float("nan")), 0.0)

@@ -1,0 +1,31 @@
+"""One gradient step, made the same careful way by every agent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metarl.errors import TrainingError
+
+
+def linear(start: float, end: float, progress: float) -> float:
+    """The value between `start` and `end` after a share `progress` of the way."""
+    return start + (end - start) * progress
+
+
+def gradient_step(
+    loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float, who: str
+) -> float:
+    """Step down the gradient of `loss`, cut to `max_norm`; return its norm before the cut.
+
+    Raises:
+        TrainingError: if the gradient is not finite; the parameters are left as they were.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    if not norm < float("inf"):
+        raise TrainingError(f"{who}: the gradient is not finite (norm {norm})")
+    optimizer.step()
+    return norm
