@@ -73,7 +73,12 @@ class Bandit(Family):
         return BanditTasks(probability=u.float())
 
     def make_worlds(
-        self, num_worlds: int, *, device: torch.device | str = "cpu", seed: int = 0, threads: int = 1
+        self,
+        num_worlds: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        threads: int = 1,
     ) -> BanditWorlds:
         """Build `num_worlds` bandits; `threads` is ignored, torch does the work."""
         return BanditWorlds(self, num_worlds, device=device, seed=seed)

@@ -50,13 +50,14 @@ class GridNavi(Family):
 
     | action | meaning | unit | range |
     |---|---|---|---|
-    | - | stay, up (y + 1), right (x + 1), down (y - 1), left (x - 1); walls stop it | index | 0..4 |
+    | - | stay, up (y + 1), right (x + 1), down (y - 1), left (x - 1) | index | 0..4 |
 
     | task | meaning | unit | range |
     |---|---|---|---|
     | 5x + y | 1 in the goal's cell, uniform over 21 | - | 0, 1 |
 
-    The reward is 1 on the goal and -0.1 elsewhere; an episode lasts 15 steps and is then truncated.
+    The edge of the grid stops the agent. The reward is 1 on the goal and -0.1 elsewhere; an episode
+    lasts 15 steps and is then truncated.
     As published, the 21 goals are the training tasks and the test tasks. Any 21 tasks drawn
     together, counted from the first, are all 21 goals in random order.
     """
@@ -95,7 +96,12 @@ class GridNavi(Family):
         return GridTasks(goal=torch.tensor(GOALS)[order.flatten()[:n]])
 
     def make_worlds(
-        self, num_worlds: int, *, device: torch.device | str = "cpu", seed: int = 0, threads: int = 1
+        self,
+        num_worlds: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        threads: int = 1,
     ) -> GridWorlds:
         """Build `num_worlds` grids; `threads` is ignored, torch does the work."""
         return GridWorlds(self, num_worlds, device=device, seed=seed)

@@ -86,7 +86,7 @@ class Maze(Family):
     variant: Variant = "goal"
     """whether a locked door bars the way"""
     openness: float = 0.3
-    """probability that a wall which could be spared is left out; 0 gives mazes without loops"""
+    """probability that a wall which could be spared is left out, 0 to 0.9; 0 gives no loops"""
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -97,8 +97,9 @@ class Maze(Family):
         if self.variant not in get_args(Variant):
             allowed = ", ".join(get_args(Variant))
             raise UsageError(f"family maze: variant must be one of {allowed}, got {self.variant!r}")
-        if not 0.0 <= self.openness <= 1.0:
-            raise UsageError(f"family maze: openness must lie in 0..1, got {self.openness}")
+        # With all walls gone there is only one layout, which cannot be in both splits.
+        if not 0.0 <= self.openness <= 0.9:
+            raise UsageError(f"family maze: openness must lie in 0..0.9, got {self.openness}")
 
     @property
     def observation_space(self) -> gym.spaces.Box:
@@ -158,7 +159,12 @@ class Maze(Family):
         return tasks, is_held_out(passages)
 
     def make_worlds(
-        self, num_worlds: int, *, device: torch.device | str = "cpu", seed: int = 0, threads: int = 1
+        self,
+        num_worlds: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        threads: int = 1,
     ) -> MazeWorlds:
         """Build `num_worlds` mazes; `threads` is ignored, torch does the work."""
         return MazeWorlds(self, num_worlds, device=device, seed=seed)

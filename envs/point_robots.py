@@ -77,7 +77,12 @@ class PointFamily(Family):
         return PointTasks(goal=self.place_goals(u, split).float())
 
     def make_worlds(
-        self, num_worlds: int, *, device: torch.device | str = "cpu", seed: int = 0, threads: int = 1
+        self,
+        num_worlds: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        threads: int = 1,
     ) -> PointWorlds:
         """Build `num_worlds` robots; `threads` is ignored, torch does the work."""
         return PointWorlds(self, num_worlds, device=device, seed=seed)

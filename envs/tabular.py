@@ -84,7 +84,12 @@ class TabularMDP(Family):
         return TabularTasks(reward_mean=mean.float(), transition=transition.float())
 
     def make_worlds(
-        self, num_worlds: int, *, device: torch.device | str = "cpu", seed: int = 0, threads: int = 1
+        self,
+        num_worlds: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        threads: int = 1,
     ) -> TabularWorlds:
         """Build `num_worlds` MDPs; `threads` is ignored, torch does the work."""
         return TabularWorlds(self, num_worlds, device=device, seed=seed)
