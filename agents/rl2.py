@@ -145,15 +145,14 @@ class RL2Policy:
         ablation: Ablation = "none",
     ) -> None:
         """Act with `network`; an `ablation` takes parts of the memory away, to see what it does."""
-        self.network, self.deterministic = network, deterministic
-        self.generator, self.ablation = generator, ablation
+        self.network, self.deterministic, self.generator = network, deterministic, generator
+        self.ablation = ablation
 
     def begin(self, num_tasks: int, worlds_per_task: int) -> None:
         """Forget everything: hidden state and last action, reward and flag are zero."""
-        batch = num_tasks * worlds_per_task
-        device = self.network.obs_norm.mean.device
-        self.hidden = torch.zeros(batch, self.network.hidden, device=device)
-        self.feedback = torch.zeros(batch, self.network.feedback_dim, device=device)
+        zeros = self.network.obs_norm.mean.new_zeros(num_tasks * worlds_per_task, 1).float()
+        self.hidden = zeros.repeat(1, self.network.hidden)
+        self.feedback = zeros.repeat(1, self.network.feedback_dim)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
