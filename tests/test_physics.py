@@ -6,6 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from mujoco.batch import SimulationError
 
 from metarl.envs.half_cheetah import HalfCheetahVel, TargetSpeed, half_cheetah_model
 from metarl.envs.physics import CpuPhysics, load_model, replay
@@ -221,6 +222,18 @@ def test_unstable_world_is_reported_ended_and_replayable(worlds, caplog, fault, 
     assert again.unstable and FAULTS[fault] in again.reason
     assert (again.world, again.step) == (3, 6)
     np.testing.assert_allclose(again.task, [1.8])
+
+
+def test_an_error_inside_mujoco_counts_as_unstable(worlds, monkeypatch, caplog):
+    def fail(nstep):
+        raise SimulationError(np.array([1]), "out of memory")
+
+    monkeypatch.setattr(worlds.physics._batch, "step", fail)
+    monkeypatch.setattr(worlds.physics._batch, "error", lambda world: f"no memory for {world}")
+    with caplog.at_level(logging.WARNING):
+        info = worlds.step(random_controls(1)[0])[-1]
+    assert info["unstable"].tolist() == [world == 1 for world in range(WORLDS)]
+    assert "no memory for 1" in caplog.text
 
 
 def test_other_worlds_do_not_notice(worlds):

@@ -57,10 +57,8 @@ class CpuPhysics:
         self._before = self._batch.state.copy()
         self._substeps = 0
         self._counters = self._batch.warning[:, _BAD, 1]
-        nq, nv = model.compiled.nq, model.compiled.nv
-        start, _ = self._batch._component(mujoco.mjtState.mjSTATE_QPOS)
-        # Positions and velocities lie side by side in a row: one pass checks both.
-        self._motion = self._batch.state[:, start : start + nq + nv]
+        # Rows begin with time, positions and velocities: one pass checks the latter two.
+        self._motion = self._batch.state[:, 1 : 1 + model.compiled.nq + model.compiled.nv]
         self._fields: dict[str, Tensor] = {}
         self._derived: dict[str, Tensor] = {}
         self._randomised: list[str] = []
@@ -79,12 +77,14 @@ class CpuPhysics:
                 self._fields[name] = torch.from_numpy(array)
             if not array.flags.writeable:
                 self._derived[name] = self._fields[name]
+                # MuJoCo fills a newly bound field at its next call only.
                 self._batch.forward()
         return self._fields[name]
 
     def step(self, ctrl: Tensor, n_substeps: int) -> Tensor | None:
         """See `Physics.step`."""
         self._ctrl.copy_(ctrl)
+        # MuJoCo puts a world that blows up back to its start silently, so keep what it came from.
         np.copyto(self._before, self._batch.state)
         self._substeps = n_substeps
         failed = None
@@ -113,6 +113,7 @@ class CpuPhysics:
             if failed is not None and world in failed:
                 names.append(self._batch.error(world))
             self._reasons[world] = ", ".join(names)
+        # The counters add up over steps, and the next step must start from none.
         self._counters[...] = 0
         if len(ids):
             self._rows[ids] = self._default_row
