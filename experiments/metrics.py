@@ -38,6 +38,10 @@ class Metrics:
         found = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
         return [step for step, _ in found], [value for _, value in found]
 
+    def total(self, name: str) -> float:
+        """The sum of `name` over all rows."""
+        return float(sum(self.column(name)[1]))
+
     def smoothed(self, name: str) -> tuple[Array, Array]:
         """Steps and values of `name`, averaged over neighbours to at most `POINTS` points."""
         steps, values = self.column(name)

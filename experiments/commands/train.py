@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -18,6 +19,9 @@ from metarl.errors import UsageError
 from metarl.experiments.agents import AGENTS
 from metarl.experiments.options import FLAT, choose, parse
 from metarl.experiments.printing import print_json
+
+if TYPE_CHECKING:
+    from metarl.runs import RunConfig, RunFolder
 
 USAGE = """usage: metarl train AGENT FAMILY [OPTIONS]
 
@@ -97,7 +101,7 @@ def _train(agent: str, family: str, args: list[str]) -> int:
     return 0
 
 
-def run_config(agent: str, family: str, options: Any) -> Any:
+def run_config(agent: str, family: str, options: Any) -> RunConfig:
     """What `config.yaml` says about a run with the parsed `options` of a pair."""
     from metarl.configs import to_plain
     from metarl.runs import RunConfig
@@ -115,7 +119,7 @@ def parse_pair(agent: str, family: str, args: list[str]) -> Any:
         UsageError: for options that the pair does not have or take.
     """
     prog = f"metarl train {agent} {family}"
-    options = _parse_with(prog, _preset_defaults(agent, family), args)
+    options = _parse_with(prog, preset_defaults(agent, family), args)
     if options.run.resume and (Path(options.run.run_dir) / "config.yaml").is_file():
         options = _parse_with(prog, _run_defaults(agent, family, options.run), args)
     return options
@@ -141,7 +145,7 @@ def _parse_with(prog: str, defaults: dict[str, Any], args: list[str]) -> Any:
     return dataclasses.replace(options, run=run)
 
 
-def _preset_defaults(agent: str, family: str) -> dict[str, Any]:
+def preset_defaults(agent: str, family: str) -> dict[str, Any]:
     """The published settings of the pair."""
     from metarl.envs.registry import make_family
     from metarl.experiments.presets import preset
@@ -177,3 +181,32 @@ def _run_defaults(agent: str, family: str, run: RunOptions) -> dict[str, Any]:
         "agent": from_plain(kind, config.agent_config, f"{where}: agent_config"),
         "family": family_of(config, where),
     }
+
+
+def command_of(folder: RunFolder) -> str:
+    """The command that trains the run in `folder` again: what differs from the preset."""
+    config = folder.config
+    words = ["metarl", "train", config.agent, config.family, "--run-dir", str(folder.path)]
+    options = dataclasses.make_dataclass("Preset", ["agent", "family", "training"])
+    defaults = preset_defaults(config.agent, config.family)
+    del defaults["run"]
+    usual = run_config(config.agent, config.family, options(**defaults))
+    for prefix, own, other in (
+        ("", config.training, usual.training),
+        ("", config.agent_config, usual.agent_config),
+        ("family.", config.family_options, usual.family_options),
+    ):
+        for name, value in own.items():
+            if name == "seed" or value != other.get(name):
+                words += _as_words(prefix + name.replace("_", "-"), value)
+    return shlex.join(words)
+
+
+def _as_words(name: str, value: Any) -> Iterator[str]:
+    """An option on the command line."""
+    if isinstance(value, bool):
+        group, dot, last = name.rpartition(".")
+        yield f"--{name}" if value else f"--{group}{dot}no-{last}"
+        return
+    yield f"--{name}"
+    yield from map(str, value if isinstance(value, list) else [value])
