@@ -252,14 +252,16 @@ class MazeWorlds(VectorEnv):
         return torch.where(there, AT_GOAL, STEP_COST), there, {"success": there.float()}
 
     def _observe(self) -> Tensor:
-        seen = self._cells.take(self._position.unsqueeze(-1) + self._window)
+        window = self._position.unsqueeze(-1) + self._window
+        seen = self._cells.index_select(0, window.flatten()).view(self.num_envs, -1)
         inside = self._position - self._first_cell
         row, column = inside // self._width - self._margin, inside % self._width - self._margin
         parts = [seen == WALL, seen == GOAL, torch.stack([row, column], dim=-1)]
         if self._has_door:
             found = self._key_found.unsqueeze(-1)
             parts += [(seen == KEY) & ~found, seen == DOOR, found]
-        return torch.cat([part.float() for part in parts], dim=-1)
+        # Joining bytes and turning them into floats in one go moves a quarter of the memory.
+        return torch.cat([part.to(torch.uint8) for part in parts], dim=-1).float()
 
     def _world_state(self) -> dict[str, Tensor]:
         return {"position": self._position.clone(), "key_found": self._key_found.clone()}
