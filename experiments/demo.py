@@ -91,10 +91,9 @@ class Job:
         code = self.process.poll()
         rows = _rows(self.folder / "metrics.jsonl")
         if rows:
+            first, last = rows[-1]["return_first"], rows[-1]["return_last"]
+            self.bar.set_postfix_str(f"return {first:.0f} -> {last:.0f}", refresh=False)
             self.bar.update(min(rows[-1]["step"], self.steps) - self.bar.n)
-            self.bar.set_postfix_str(
-                f"return {rows[-1]['return_first']:.0f} -> {rows[-1]['return_last']:.0f}"
-            )
         if code:
             log = self.folder.with_suffix(".log")
             raise UsageError(f"training {self.agent} failed with exit code {code}; see {log}")
