@@ -12,6 +12,8 @@ import torch
 
 from metarl.adaptation import evaluate
 from metarl.agents.rl2 import RL2, RL2Config
+from metarl.envs.registry import FAMILIES
+from metarl.experiments.agents import AGENTS
 from metarl.experiments.cli import VERBS, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,6 +131,12 @@ def test_the_command_lines_of_the_readme_are_understood(line, capsys):
 
 def test_the_readme_shows_every_command():
     assert {line.split()[1] for line in commands()} == set(VERBS)
+
+
+@pytest.mark.parametrize("name", [*AGENTS, *FAMILIES])
+def test_the_tables_of_the_readme_name_every_agent_and_family(name):
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line[:2] == "| "]
+    assert any(f"`{name}`" in row.split("|")[1] for row in rows)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

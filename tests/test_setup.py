@@ -1,9 +1,13 @@
 """The set-up: pinned versions fit the stated ranges, and `make` says what it lacks."""
 
+import ast
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("metarl", "envs", "agents", "experiments")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALLED_EXTRAS = ("dev", "video")
 """The extras that `make` installs."""
@@ -33,6 +38,31 @@ def wanted() -> list[Requirement]:
 @pytest.mark.parametrize("requirement", wanted(), ids=lambda r: r.name)
 def test_every_dependency_is_pinned_within_its_range(requirement):
     assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def imported_modules() -> set[str]:
+    """The top-level modules from elsewhere that the packages import."""
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]
+    names = set()
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    return names - sys.stdlib_module_names - {"metarl"}
+
+
+def test_every_import_is_a_stated_dependency():
+    texts = chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    stated = {canonicalize_name(Requirement(text).name) for text in texts}
+    installed_as = packages_distributions()
+    unstated = {
+        module
+        for module in imported_modules()
+        if stated.isdisjoint(map(canonicalize_name, installed_as.get(module, [module])))
+    }
+    assert unstated == set()
+    assert {"torch", "yaml"} <= imported_modules()
 
 
 def test_make_installs_the_extras_that_are_pinned():

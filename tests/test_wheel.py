@@ -24,15 +24,22 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from the source distribution of a copy of the checkout."""
+def checkout(tmp_path_factory):
+    """A copy of what the packages are built from."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", copy / "dist", copy, cwd=copy)
-    (built,) = (copy / "dist").glob("*.whl")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout, tmp_path_factory):
+    """The wheel, built from the source distribution."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, checkout, cwd=out)
+    (built,) = out.glob("*.whl")
     return built
 
 
@@ -54,19 +61,19 @@ def clean(wheel, tmp_path_factory):
     return python
 
 
-def test_the_wheel_holds_every_file_that_runs(wheel):
+def test_the_wheel_holds_every_file_that_runs(checkout, wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = set()
     for folder in FOLDERS:
         prefix = "metarl" if folder == "metarl" else f"metarl/{folder}"
-        for file in (ROOT / folder).rglob("*"):
-            if file.suffix in DATA and "__pycache__" not in file.parts:
-                expected.add(f"{prefix}/{file.relative_to(ROOT / folder).as_posix()}")
+        for file in (checkout / folder).rglob("*"):
+            if file.suffix in DATA:
+                expected.add(f"{prefix}/{file.relative_to(checkout / folder).as_posix()}")
     assert expected <= names, sorted(expected - names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"metarl"}
 
 
-def test_every_module_imports_away_from_the_checkout(clean, tmp_path):
+def test_every_module_imports_away_from_the_checkout(checkout, clean, tmp_path):
     program = (
         "import importlib, pkgutil, sys\n"
         "import metarl\n"
@@ -76,11 +83,9 @@ def test_every_module_imports_away_from_the_checkout(clean, tmp_path):
     )
     files = [Path(line) for line in run(clean, "-c", program, cwd=tmp_path).splitlines()]
     assert [f for f in files if not f.is_relative_to(clean.parent.parent)] == []
-    there = {file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")}
-    left_out = {file for file in there if file.name == "__main__.py"} | {
-        ROOT / "metarl/__init__.py"
-    }
-    assert len(files) == len(there - left_out)
+    there = {file for folder in FOLDERS for file in (checkout / folder).rglob("*.py")}
+    left_out = {file for file in there if file.name == "__main__.py"}
+    assert len(files) == len(there - left_out - {checkout / "metarl" / "__init__.py"})
 
 
 def test_the_command_is_installed(clean, tmp_path):
