@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from metarl.adaptation import AdaptationCurve, pool
+from metarl.adaptation import AdaptationCurve, Summary, pool, summarize
 from metarl.experiments.metrics import Metrics
 from metarl.experiments.printing import write_file
 
@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 COLOURS = {"rl2": "#0072B2", "non-adaptive": "#D55E00", "oracle": "#009E73"}
 """Okabe and Ito's colours, which colour-blind readers can tell apart; one for each agent."""
 OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B", "#000000")
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -71,8 +71,22 @@ Panel = Callable[[Axes, Sequence[Series]], None]
 
 
 def adaptation_figure(series: Sequence[Series], title: str = "") -> Figure:
-    """Return by episode beside reward by step within the trial."""
+    """Return by episode, beside what shows adaptation in more detail.
+
+    That is the steps that an episode takes where these differ, else the reward by step; where an
+    episode is a single step, that would be the same picture again.
+    """
+    curves = [curve for one in series for curve in one.curves]
+    if lengths_vary(curves):
+        return layout(series, [returns_by_episode, steps_by_episode], title)
+    if all(len(curve.step_reward) <= curve.episodes for curve in curves):
+        return layout(series, [returns_by_episode], title)
     return layout(series, [returns_by_episode, reward_by_step], title, widths=[2, 3])
+
+
+def lengths_vary(curves: Sequence[AdaptationCurve]) -> bool:
+    """Whether some episodes end before others."""
+    return len({steps for curve in curves for row in curve.lengths for steps in row}) > 1
 
 
 def layout(
@@ -114,38 +128,48 @@ def layout(
 
 
 def coloured(series: Sequence[Series]) -> list[Series]:
-    """The same series, each with a colour: the agent's own, or the next free one."""
+    """The same series, each with a colour: the agent's own for its first, else the next free."""
+    own = dict(COLOURS)
     others = iter(OTHER_COLOURS * (1 + len(series) // len(OTHER_COLOURS)))
-    return [replace(s, colour=s.colour or COLOURS.get(s.label) or next(others)) for s in series]
+    return [
+        replace(s, colour=s.colour or own.pop(s.label.partition(",")[0], "") or next(others))
+        for s in series
+    ]
 
 
 def returns_by_episode(ax: Axes, series: Sequence[Series]) -> None:
     """Mean return of episode 1, 2, ... K with its interval."""
-    for index, one in enumerate(series):
-        if not one.curves:
-            continue
-        summary = pool(one.curves)
+    _by_episode(ax, [(pool(one.curves), one.colour) for one in series if one.curves])
+    ax.set(xlabel="episode of the trial", title="Return per episode")
+
+
+def steps_by_episode(ax: Axes, series: Sequence[Series]) -> None:
+    """Mean number of steps of episode 1, 2, ... K with its interval."""
+    _by_episode(ax, [(pool_lengths(one.curves), one.colour) for one in series if one.curves])
+    ax.set(xlabel="episode of the trial", title="Steps per episode")
+
+
+def pool_lengths(curves: Sequence[AdaptationCurve]) -> Summary:
+    """Steps by episode over several runs."""
+    return summarize(np.stack([np.asarray(curve.lengths) for curve in curves]))
+
+
+def _by_episode(ax: Axes, summaries: Sequence[tuple[Summary, str]]) -> None:
+    """Means with intervals, `[K]` each: points with bars, or a line with a band if K is large."""
+    for index, (summary, colour) in enumerate(summaries):
         mean, low, high = (
             np.asarray(x) for x in (summary.mean, summary.mean_low, summary.mean_high)
         )
         x = np.arange(1, len(mean) + 1, dtype=np.float64)
         if len(x) > MANY_EPISODES:
-            _band(ax, x, mean, low, high, one.colour)
+            _band(ax, x, mean, low, high, colour)
             continue
         # A little apart, so that bars of equal height can be told from each other.
-        x += 0.08 * (index - 0.5 * (len(series) - 1))
-        ax.errorbar(
-            x,
-            mean,
-            [mean - low, high - mean],
-            color=one.colour,
-            marker="o",
-            markersize=5,
-            capsize=3,
-        )
-        ax.margins(x=0.15)
+        x += 0.05 * (index - 0.5 * (len(summaries) - 1))
+        bars = [mean - low, high - mean]
+        ax.errorbar(x, mean, bars, color=colour, marker="o", markersize=5, capsize=3)
+        ax.set_xlim(0.5, len(x) + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="episode of the trial", title="Return per episode")
 
 
 def reward_by_step(ax: Axes, series: Sequence[Series]) -> None:
@@ -185,30 +209,32 @@ def learning_curves(ax: Axes, series: Sequence[Series]) -> None:
         for metrics in one.metrics:
             steps, last = metrics.smoothed("return_last")
             ax.plot(steps, last, color=one.colour, alpha=0.3, linewidth=1.0)
-            steps, held_out = metrics.column("evaluation/mean")
-            if len(steps):
-                style = {"color": one.colour, "linewidth": 1.4}
-                ax.plot(steps, [row[-1] for row in held_out], marker="o", markersize=3.5, **style)
-                ax.plot(steps, [row[0] for row in held_out], linestyle="--", alpha=0.7, **style)
+            at, held_out = metrics.column("evaluation/mean")
+            style: dict[str, Any] = {"color": one.colour, "linewidth": 1.4}
+            ax.plot(at, [row[-1] for row in held_out], marker="o", markersize=3.5, **style)
+            ax.plot(at, [row[0] for row in held_out], linestyle="--", alpha=0.7, **style)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set(xlabel="environment steps", title="Return of an episode while training")
 
 
 def returns_by_task(ax: Axes, series: Sequence[Series]) -> None:
-    """Return of the last episode of every task.
+    """Return in every task, of the last episode, or of one on average if there are many.
 
     Against the task where that is one number, else from the worst task to the best.
     """
     plain = all(len(row) == 1 for one in series for curve in one.curves for row in curve.tasks)
+    many = any(curve.episodes > MANY_EPISODES for one in series for curve in one.curves)
     for one in series:
         for curve in one.curves:
-            last = np.asarray([row[-1] for row in curve.returns])
-            tasks = np.asarray([row[0] for row in curve.tasks])
-            x = tasks if plain else np.linspace(0.0, 100.0, len(last))
-            y = last if plain else np.sort(last)
+            returns = np.asarray(curve.returns)
+            y = returns.mean(axis=1) if many else returns[:, -1]
+            x = np.asarray([row[0] for row in curve.tasks])
+            if not plain:
+                x, y = np.linspace(0.0, 100.0, len(y)), np.sort(y)
             ax.scatter(x, y, s=11, color=one.colour, alpha=0.55, linewidths=0)
     xlabel = "the task's parameter" if plain else "tasks from worst to best, %"
-    ax.set(xlabel=xlabel, title="Return of the last episode, task by task")
+    which = "mean return of an episode" if many else "return of the last episode"
+    ax.set(xlabel=xlabel, title=f"Task by task: {which}")
 
 
 def _band(ax: Axes, x: Array, mean: Array, low: Array, high: Array, colour: str) -> None:

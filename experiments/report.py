@@ -20,6 +20,8 @@ from metarl.experiments.figures import (
     coloured,
     layout,
     learning_curves,
+    lengths_vary,
+    pool_lengths,
     returns_by_task,
 )
 from metarl.experiments.page import Html, details, dot, image, page, table, tag
@@ -118,9 +120,8 @@ def section(comparison: Comparison) -> list[Html]:
         image(
             adaptation_figure(series),
             f"return by episode and reward by step of {names}",
-            "Left: return of each episode of a trial. Right: reward at each step of a trial; dotted "
-            "lines part the episodes. Means over tasks with 95 % intervals. A policy that adapts "
-            "rises along the trial.",
+            "Along a trial, means over tasks with 95 % intervals. A policy that adapts gets better "
+            "from step to step and from episode to episode; dotted lines part the episodes.",
         ),
         *_other_curves(comparison),
         tag("h3", "Learning, and task by task"),
@@ -128,8 +129,8 @@ def section(comparison: Comparison) -> list[Html]:
             layout(series, [learning_curves, returns_by_task]),
             f"learning curves and returns task by task of {names}",
             "Left: return of the last episode during training, thin on training tasks, points on "
-            "held-out tasks; dashed is the first episode of these. Right: return of the last "
-            "episode in every evaluated task, one point a task and run.",
+            "held-out tasks; dashed is the first episode of these. Right: every evaluated task, "
+            "one point a task and run.",
         ),
         tag("h3", "Runs"),
         _runs_table(groups, series, protocol),
@@ -169,7 +170,7 @@ def _other_curves(comparison: Comparison) -> list[Html]:
     if others:
         pieces += [
             tag("h3", "Other evaluations"),
-            table(["agent", "how", "runs", "first episode", "last column"], others, left=[1]),
+            table(["agent", "how", "runs", "first episode", "last episode"], others, left=[1]),
         ]
     return pieces
 
@@ -189,8 +190,8 @@ def _runs_table(groups: Sequence[Group], series: Sequence[Series], protocol: Pro
                     run.folder.config.training.get("seed", ""),
                     f"{run.step:,}",
                     _duration(seconds),
-                    f"{summary.mean[0]:.2f}",
-                    f"{summary.mean[-1]:.2f}",
+                    _number(summary.mean[0]),
+                    _number(summary.mean[-1]),
                 ]
             )
     head = ["run", "agent", "seed", "steps", "time", "first episode", "last episode"]
@@ -210,7 +211,8 @@ def _shown(episodes: int) -> list[int]:
 def _heads(curve: AdaptationCurve) -> list[str]:
     heads = [f"episode {k + 1}" for k in _shown(curve.episodes)]
     heads += ["whole trial"] * (curve.episodes > 1)
-    return heads + ["solved, last"] * (curve.success is not None)
+    heads += ["steps, first", "steps, last"] * lengths_vary([curve])
+    return heads + ["solved, first", "solved, last"] * (curve.success is not None)
 
 
 def _cells(curves: Sequence[AdaptationCurve]) -> list[Html]:
@@ -220,24 +222,27 @@ def _cells(curves: Sequence[AdaptationCurve]) -> list[Html]:
     if episodes > 1:
         totals = np.stack([np.sum(curve.returns, axis=1, keepdims=True) for curve in curves])
         cells.append(_cell(summarize(totals), 0))
+    if lengths_vary(curves[:1]):
+        cells += [_cell(pool_lengths(curves), k) for k in (0, episodes - 1)]
     success = pool_success(curves)
-    if success is not None:
-        low, high = success.mean_low[-1], success.mean_high[-1]
-        interval = tag("small", f"{low:.0%} to {high:.0%}")
-        cells.append(Html(tag("b", f"{success.mean[-1]:.0%}") + interval))
-    return cells
+    return cells if success is None else cells + [_share(success, k) for k in (0, episodes - 1)]
 
 
 def _cell(summary: Summary, k: int) -> Html:
     mean, low, high = summary.mean[k], summary.mean_low[k], summary.mean_high[k]
-    digits = 1 if abs(mean) >= 100 else 2
-    show = [_number(x, digits) for x in (mean, low, high, summary.iqm[k])]
+    show = [_number(x) for x in (mean, low, high, summary.iqm[k])]
     return Html(
         tag("b", show[0]) + tag("small", f"{show[1]} to {show[2]}") + tag("small", f"IQM {show[3]}")
     )
 
 
-def _number(value: float, digits: int) -> str:
+def _share(summary: Summary, k: int) -> Html:
+    interval = tag("small", f"{summary.mean_low[k]:.0%} to {summary.mean_high[k]:.0%}")
+    return Html(tag("b", f"{summary.mean[k]:.0%}") + interval)
+
+
+def _number(value: float) -> str:
+    digits = 1 if abs(value) >= 100 else 2
     return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

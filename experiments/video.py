@@ -1,0 +1,241 @@
+"""Videos of trials: what a policy does in episode 1, 2, ... K, several tasks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from metarl.errors import UsageError
+from metarl.experiments.loading import LoadedRun
+from metarl.experiments.printing import write_file
+from metarl.experiments.scenes import (
+    AGENT,
+    GROUND,
+    INK,
+    PAPER,
+    SCENES,
+    SIDE,
+    SOFT,
+    Moment,
+    Scene,
+    font,
+)
+from metarl.policy import AdaptivePolicy, Step
+from metarl.rollout import Rollout, run_trials
+from metarl.tasks import Split, TaskBatch
+from metarl.vector import VectorEnv
+
+HEAD, STRIP, GAP = 68, 92, 8
+"""heights of what is above and below a picture, and the space between panels, pixels"""
+
+Frame = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Trials of a few worlds, one task each, with what is needed to draw them."""
+
+    rollout: Rollout
+    """`[T, N, 1, ...]`"""
+    states: NDArray[np.float64]
+    """`[T, N, nq]`: `qpos` of simulated robots before each step; nq is 0 for others"""
+    tasks: TaskBatch
+    """N tasks"""
+    episodes: int
+    """K"""
+
+
+class _Watching:
+    """A policy that notes the simulators' state before each of its actions."""
+
+    def __init__(self, policy: AdaptivePolicy, env: VectorEnv) -> None:
+        self.policy, self.states = policy, list[Tensor]()
+        physics = getattr(getattr(env, "inner", env), "physics", None)
+        self.qpos = torch.zeros(env.num_envs, 0) if physics is None else physics.field("qpos")
+        self.model = None if physics is None else physics.model.compiled
+
+    def begin(self, num_tasks: int, worlds_per_task: int) -> None:
+        self.policy.begin(num_tasks, worlds_per_task)
+
+    def act(self, obs: Tensor) -> Tensor:
+        self.states.append(self.qpos.detach().double().cpu().clone())
+        return self.policy.act(obs)
+
+    def observe(self, step: Step) -> None:
+        self.policy.observe(step)
+
+
+def record(run: LoadedRun, tasks: int, split: Split, seed: int) -> tuple[Recording, Scene]:
+    """Run one trial in each of a few tasks.
+
+    Returns:
+        The recording, and the scene that can draw it.
+
+    Raises:
+        UsageError: if the family has no such split or cannot be drawn here.
+    """
+    family = run.family
+    family.check_split(split)
+    batch = family.sample_tasks(tasks, split, torch.Generator().manual_seed(seed))
+    env = family.make_worlds(tasks, seed=seed)
+    try:
+        env.set_tasks(batch)
+        policy = _Watching(run.agent.policy(), env)
+        scene = _scene(run, batch, policy)
+        env.reset(seed=seed)
+        rollout = run_trials(policy, env, family.episodes)
+    finally:
+        env.close()
+    return Recording(rollout, torch.stack(policy.states).numpy(), batch, family.episodes), scene
+
+
+def _scene(run: LoadedRun, tasks: TaskBatch, policy: _Watching) -> Scene:
+    if policy.model is not None:
+        from metarl.experiments.robots import RobotScene
+
+        return RobotScene(run.family, tasks, policy.model)
+    name = run.config.family
+    if name not in SCENES:
+        raise UsageError(f"no pictures of {name}; there are some of {', '.join(SCENES)}")
+    return SCENES[name](run.family, tasks)
+
+
+def frames(recording: Recording, scene: Scene, title: str) -> Iterator[Frame]:
+    """The pictures of a video, uint8 `[height, width, 3]`, with even sides."""
+    panels = [_Panel(recording, scene, world) for world in range(len(recording.tasks))]
+    width = len(panels) * (SIDE + GAP) + GAP
+    for index in range(max(len(panel.moments) for panel in panels)):
+        picture = Image.new("RGB", (width, 36 + HEAD + SIDE + STRIP), PAPER)
+        ImageDraw.Draw(picture).text((GAP, 10), title, INK, font(15, bold=True))
+        for column, panel in enumerate(panels):
+            picture.paste(panel.draw(index), (GAP + column * (SIDE + GAP), 36))
+        yield np.asarray(picture)
+
+
+class _Panel:
+    """One world of the video: words above, the picture, rewards below."""
+
+    def __init__(self, recording: Recording, scene: Scene, world: int) -> None:
+        rollout = recording.rollout
+        steps = int(rollout.active[:, world, 0].sum())
+        self.scene, self.world, self.episodes = scene, world, recording.episodes
+        self.reward, self.episode, self.elapsed, self.done = (
+            x[:steps, world, 0].cpu().numpy()
+            for x in (rollout.reward, rollout.episode, rollout.elapsed, rollout.done)
+        )
+        self.obs, self.final, self.action = (
+            x[:steps, world, 0].cpu().numpy()
+            for x in (rollout.obs, rollout.final_obs, rollout.action)
+        )
+        self.states = recording.states[:, world]
+        self.limit = rollout.reward.shape[0]
+        lowest, highest = float(rollout.reward.min()), float(rollout.reward.max())
+        self.low, self.span = lowest, max(highest - lowest, 1e-6)
+        robot = self.states.shape[1] > 0
+        self.moments = [
+            (step, after)
+            for step in range(steps)
+            # Where an episode ends, its last observation is shown too; a robot's state is not.
+            for after in ((False, True) if self.done[step] and not robot else (False,))
+        ]
+
+    def draw(self, index: int) -> Image.Image:
+        """The panel at a moment of the video; it stands still once the trial is over."""
+        step, after = self.moments[min(index, len(self.moments) - 1)]
+        begin, past = step - int(self.elapsed[step]), step + after
+        path = self.obs[begin : step + 1]
+        if after:
+            path = np.concatenate([path, self.final[step : step + 1]])
+        moment = Moment(path, self.action[:past], self.reward[:past], self.states[step])
+        panel = Image.new("RGB", (SIDE, HEAD + SIDE + STRIP), PAPER)
+        panel.paste(self.scene.draw(self.world, moment), (0, HEAD))
+        pen = ImageDraw.Draw(panel)
+        episode, walked = int(self.episode[step]), int(self.elapsed[step]) + after
+        pen.text((0, 6), f"episode {episode + 1} of {self.episodes}", AGENT, font(17, bold=True))
+        pen.text((SIDE, 8), f"step {walked}", INK, font(14), anchor="ra")
+        pen.text((0, 34), self.scene.caption(self.world), INK, font(13))
+        gained = float(self.reward[begin:past].sum())
+        pen.text((SIDE, 34), f"return {gained:.2f}", INK, font(13), anchor="ra")
+        self._strip(pen, past)
+        return panel
+
+    def _strip(self, pen: ImageDraw.ImageDraw, past: int) -> None:
+        """Draw the rewards so far, with the return of every finished episode above them."""
+        top, bottom = HEAD + SIDE + 26, HEAD + SIDE + STRIP - 10
+        pen.rectangle((0, top, SIDE - 1, bottom), fill=GROUND)
+        pen.text((0, top - 20), "reward", SOFT, font(11))
+        width = SIDE / self.limit
+        heights = bottom - 3 - (self.reward[:past] - self.low) / self.span * (bottom - top - 6)
+        points = [((i + 0.5) * width, float(y)) for i, y in enumerate(heights)]
+        if width > 8:
+            for x, y in points:
+                pen.rectangle((x - 0.35 * width, y, x + 0.35 * width, bottom), fill=AGENT)
+        elif len(points) > 1:
+            pen.line(points, fill=AGENT, width=2)
+        begin = 0
+        for end in (np.flatnonzero(self.done[:past]) + 1).tolist():
+            pen.line((end * width, top, end * width, bottom), fill=SOFT)
+            if self.episodes <= 8:
+                middle = 0.5 * (begin + end) * width
+                total = f"{float(self.reward[begin:end].sum()):.1f}"
+                pen.text((max(middle, 62), top - 20), total, INK, font(12), anchor="ma")
+            begin = end
+
+
+def check_format(path: Path) -> None:
+    """Raise `UsageError` unless this machine can write a video of the kind of `path`."""
+    if path.suffix not in (".mp4", ".gif"):
+        raise UsageError(f"{path}: a video's name must end with .mp4 or .gif")
+    if path.suffix == ".mp4" and not can_write_mp4():
+        raise UsageError(
+            f"{path}: .mp4 needs imageio-ffmpeg (pip install 'metarl[video]'); .gif needs nothing"
+        )
+
+
+def can_write_mp4() -> bool:
+    """Whether the extra `video` is installed."""
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def write_video(pictures: Sequence[Frame], path: Path, frames_per_second: int) -> None:
+    """Write a video; the last picture stays for a second.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    check_format(path)
+    pictures = [*pictures, *[pictures[-1]] * frames_per_second]
+    write_file(path, b"")
+    if path.suffix == ".gif":
+        # One palette for all, from the middle: palettes of their own would flicker.
+        palette = Image.fromarray(pictures[len(pictures) // 2]).quantize(128)
+        images = [Image.fromarray(picture).quantize(palette=palette) for picture in pictures]
+        images[0].save(
+            path,
+            save_all=True,
+            append_images=images[1:],
+            duration=round(1000 / frames_per_second),
+            loop=0,
+        )
+        return
+    import imageio_ffmpeg
+
+    height, width = pictures[0].shape[:2]
+    writer = imageio_ffmpeg.write_frames(
+        str(path), (width, height), fps=frames_per_second, macro_block_size=2, quality=8
+    )
+    writer.send(None)
+    for picture in pictures:
+        writer.send(np.ascontiguousarray(picture))
+    writer.close()
