@@ -22,10 +22,10 @@ from typing import Any, Self
 
 import yaml
 
-from metarl.checkpoint import software_versions
 from metarl.configs import config_hash, first_difference, require_keys
 from metarl.errors import UsageError
 from metarl.logs import RunLog
+from metarl.versions import software_versions
 
 _CONFIG = "config.yaml"
 _VERSIONS = "versions.json"

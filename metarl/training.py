@@ -8,16 +8,12 @@ versions, same number of threads).
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -28,14 +24,21 @@ from metarl.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
-    software_versions,
 )
 from metarl.configs import first_difference
 from metarl.errors import TrainingError, UsageError
+from metarl.generators import (
+    global_generators,
+    seed_global_generators,
+    set_global_generators,
+    untouched_global_generators,
+)
 from metarl.interruption import Interrupted, catch_signals
+from metarl.logs import RunLog
 from metarl.policy import Agent
-from metarl.runs import RunFolder, RunLog
+from metarl.runs import RunFolder
 from metarl.tasks import Family, Split, require_positive
+from metarl.versions import software_versions
 
 _SEED_OF_EVALUATION = 1_000_003
 """Added to the seed, so that evaluations draw other tasks and other noise than training."""
@@ -148,7 +151,7 @@ class _Trainer:
         if resume and list_checkpoints(self.run.checkpoints):
             self._restore()
         else:
-            _seed_global_generators(self.config.seed)
+            seed_global_generators(self.config.seed)
         counters = self.done.counters
         with (
             self.run.open_log(counters.metrics_bytes, counters.steps) as log,
@@ -215,7 +218,7 @@ class _Trainer:
         info = {**self.run.labels, "split": split, "seed": seed, "steps": steps}
         generator = torch.Generator().manual_seed(seed)
         tasks = self.family.sample_tasks(config.evaluation_tasks, split, generator)
-        with _untouched_global_generators():
+        with untouched_global_generators():
             env = self.family.make_worlds(
                 len(tasks), device=self.device, seed=seed, threads=self.threads
             )
@@ -240,7 +243,7 @@ class _Trainer:
         states = {
             "agent": self.agent.state_dict(),
             "env": self.env.state_dict(),
-            "trainer": {**asdict(counters), "generators": _global_generators()},
+            "trainer": {**asdict(counters), "generators": global_generators()},
         }
         save_checkpoint(self.run.checkpoints, counters.steps, states, labels=self.run.labels)
         self.saved = replace(counters)
@@ -252,7 +255,7 @@ class _Trainer:
         _warn_of_other_versions(checkpoint)
         try:
             agent, env, trainer = (checkpoint.states[name] for name in ("agent", "env", "trainer"))
-            _set_global_generators(trainer.pop("generators"))
+            set_global_generators(trainer.pop("generators"))
             self.done.counters = Counters(**trainer)
             self.agent.load_state_dict(agent)
             self.env.load_state_dict(env)
@@ -288,43 +291,3 @@ def _progress_bar(total: int, initial: int) -> tqdm[Any]:
     """A bar with steps/s and ETA on standard error, a line now and then where it is a file."""
     interval = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(total=total, initial=initial, unit="step", unit_scale=True, mininterval=interval)
-
-
-def _seed_global_generators(seed: int) -> None:
-    """Agents and worlds have generators of their own; this is for libraries that have not."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _global_generators() -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's global generators as plain values."""
-    numpy_state = dict(np.random.get_state(legacy=False))
-    numpy_state["state"] = {
-        "key": numpy_state["state"]["key"].tolist(),
-        "pos": numpy_state["state"]["pos"],
-    }
-    return {
-        "python": random.getstate(),
-        "numpy": numpy_state,
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_global_generators(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-@contextmanager
-def _untouched_global_generators() -> Iterator[None]:
-    """Put the global generators back afterwards."""
-    state = _global_generators()
-    try:
-        yield
-    finally:
-        _set_global_generators(state)

@@ -9,6 +9,7 @@ import resource
 import shutil
 import warnings
 import zipfile
+from collections import namedtuple
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,7 +17,6 @@ import pytest
 import torch
 from torch import nn
 
-from metarl import checkpoint as module
 from metarl.checkpoint import (
     CheckpointWarning,
     list_checkpoints,
@@ -24,6 +24,9 @@ from metarl.checkpoint import (
     save_checkpoint,
 )
 from metarl.errors import UsageError
+from metarl.states import encode_manifest
+
+Pair = namedtuple("Pair", "a b")
 
 
 def states_of(step):
@@ -85,7 +88,7 @@ def rewrite(path, name, data):
     (path / name).write_bytes(data)
     content = json.loads((path / "manifest.json").read_text())["content"]
     content["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    raw = module._encode_manifest(content)
+    raw = encode_manifest(content)
     (path / "manifest.json").write_bytes(raw)
     (path.parent / "latest").write_text(f"{path.name} {hashlib.sha256(raw).hexdigest()}\n")
 
@@ -220,10 +223,22 @@ def damage_manifest_is_a_list(newest):
     (newest / "manifest.json").write_text("[1]")
 
 
+def damage_manifest_with_odd_entries(newest):
+    content = json.loads((newest / "manifest.json").read_text())["content"]
+    content["files"]["agent.pt"] = 3
+    (newest / "manifest.json").write_bytes(encode_manifest(content))
+
+
+def damage_manifest_with_odd_labels(newest):
+    content = json.loads((newest / "manifest.json").read_text())["content"]
+    content["labels"] = 3
+    (newest / "manifest.json").write_bytes(encode_manifest(content))
+
+
 def damage_manifest_names_a_file_outside(newest):
     content = json.loads((newest / "manifest.json").read_text())["content"]
     content["files"]["../step-000000010/agent.pt"] = content["files"].pop("agent.pt")
-    (newest / "manifest.json").write_bytes(module._encode_manifest(content))
+    (newest / "manifest.json").write_bytes(encode_manifest(content))
 
 
 def damage_manifest_is_nested_without_end(newest):
@@ -345,6 +360,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint_intact(two, limit):
     assert equal(load_checkpoint(root).states, states[20])
 
 
+@pytest.mark.filterwarnings("ignore:.*latest:")
 def test_a_failure_of_any_system_call_leaves_a_good_checkpoint(two, monkeypatch):
     """Let the first, second, ... call of fsync, mkdir or rename fail, until none does."""
     root, states = two
@@ -360,7 +376,7 @@ def test_a_failure_of_any_system_call_leaves_a_good_checkpoint(two, monkeypatch)
         return call
 
     for name in ("fsync", "mkdir", "rename", "replace"):
-        monkeypatch.setattr(module.os, name, failing(getattr(os, name)))
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
     for fail_at in range(1, 100):
         calls["left"] = fail_at
         try:
@@ -388,7 +404,9 @@ def test_a_read_only_folder_is_named(two):
         root.chmod(0o700)
 
 
-@pytest.mark.parametrize("value", [np.zeros(3), np.float64(1.0), {1, 2}, object(), nn.Linear(1, 1)])
+@pytest.mark.parametrize(
+    "value", [np.zeros(3), np.float64(1.0), {1, 2}, object(), nn.Linear(1, 1), Pair(1, 2)]
+)
 def test_what_could_not_be_loaded_safely_is_not_saved(tmp_path, value):
     with pytest.raises(TypeError, match=r"agent\['x'\]\[1\] is a "):
         save_checkpoint(tmp_path, 1, {"agent": {"x": [0, value]}})

@@ -1,0 +1,57 @@
+"""The global generators of Python, NumPy and torch: their state, saved and restored.
+
+Agents and worlds draw from generators of their own; this is for libraries that do not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_global_generators(seed: int) -> None:
+    """Start all global generators from `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def global_generators() -> dict[str, Any]:
+    """Return the state of all global generators as tensors and plain numbers."""
+    version, numbers, gauss = random.getstate()
+    numpy_state = dict(np.random.get_state(legacy=False))
+    key, pos = numpy_state["state"]["key"], int(numpy_state["state"]["pos"])
+    numpy_state["state"] = {"key": torch.from_numpy(key.copy()), "pos": pos}
+    return {
+        # A tensor is read and written much faster than hundreds of separate numbers.
+        "python": [version, torch.tensor(numbers), gauss],
+        "numpy": numpy_state,
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_global_generators(state: dict[str, Any]) -> None:
+    """Bring all global generators into a state that `global_generators` returned."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    inner = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": inner["key"].numpy()}})
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def untouched_global_generators() -> Iterator[None]:
+    """Put the global generators back to where they were, afterwards."""
+    state = global_generators()
+    try:
+        yield
+    finally:
+        set_global_generators(state)
