@@ -14,6 +14,10 @@ from metarl.tasks import Family, Split, TaskBatch, striped
 from metarl.vector import Info, VectorEnv, box
 
 
+PLANNED_STEPS = 10
+"""how far the values that describe a task look ahead: a whole episode of the published length"""
+
+
 @dataclass(frozen=True)
 class TabularTasks(TaskBatch):
     """N Markov decision processes with S states and A actions."""
@@ -22,6 +26,17 @@ class TabularTasks(TaskBatch):
     """float32 `[N, S, A]`: mean reward of an action in a state"""
     transition: Tensor
     """float32 `[N, S, A, S]`: probability of the next state"""
+
+    def features(self) -> Tensor:
+        """Mean rewards, then the best expected return of ten steps from each pair: `[N, 2 S A]`.
+
+        The values say what an oracle needs of the S x A x S transitions in a tenth of the numbers.
+        """
+        value = self.reward_mean
+        for _ in range(PLANNED_STEPS - 1):
+            best = value.amax(-1)
+            value = self.reward_mean + torch.einsum("nsat,nt->nsa", self.transition, best)
+        return torch.cat([self.reward_mean.flatten(1), value.flatten(1)], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,7 @@ class TabularMDP(Family):
     | task | meaning | unit | range |
     |---|---|---|---|
     | actions*s + a | mean reward of action a in state s | reward | normal(1, 1) |
-    | then states*(actions*s + a) + s' | probability to go from s to s' by a | - | 0..1 |
+    | states*actions more | best expected return of ten steps that begin with a in s | reward | - |
 
     An episode lasts 10 steps and is then truncated. Held-out MDPs differ from all training ones in
     the mean reward of the first action in the first state.

@@ -27,7 +27,16 @@ _DISCRETE: Options = {
 _AGENT: dict[str, Options] = {
     # gamma 0.99 and lambda 0.3 are the paper's (Duan et al. 2016).
     "bandit": {**_DISCRETE, "gamma": 0.99, "lam": 0.3},
-    "tabular-mdp": {**_DISCRETE, "hidden": 128, "gamma": 0.99, "lam": 0.3},
+    "tabular-mdp": {
+        **_DISCRETE,
+        "embedding": 128,
+        "hidden": 128,
+        "layers": (128,),
+        "minibatches": 16,
+        "entropy": 0.02,
+        "gamma": 0.99,
+        "lam": 0.3,
+    },
     # Much entropy at first: a sweep of episode 1 that leaves a detour for episode 2 is hard to
     # unlearn later.
     "gridnavi": {**_DISCRETE, "gamma": 0.99, "lam": 0.95, "entropy": 0.1},
@@ -41,7 +50,7 @@ _AGENT: dict[str, Options] = {
 
 _TRAINING: dict[str, Options] = {
     "bandit": {"total_steps": 3_000_000, "num_worlds": 1024, "evaluate_every": 300_000},
-    "tabular-mdp": {"total_steps": 20_000_000, "num_worlds": 512, "evaluate_every": 2_000_000},
+    "tabular-mdp": {"total_steps": 24_000_000, "num_worlds": 1024, "evaluate_every": 2_000_000},
     "gridnavi": {"total_steps": 8_000_000, "num_worlds": 512, "evaluate_every": 500_000},
     "maze": {"total_steps": 10_000_000, "num_worlds": 256, "evaluate_every": 1_000_000},
     "point-dense": {"total_steps": 1_000_000, "num_worlds": 128, "evaluate_every": 100_000},
