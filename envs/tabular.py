@@ -13,7 +13,6 @@ from torch import Tensor
 from metarl.tasks import Family, Split, TaskBatch, striped
 from metarl.vector import Info, VectorEnv, box
 
-
 PLANNED_STEPS = 10
 """how far the values that describe a task look ahead: a whole episode of the published length"""
 
