@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import TextIO
 
 from metarl.errors import TrainingError, UsageError
 
@@ -33,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = _run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # a help text was printed
@@ -51,9 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    if not args or args[0] in ("-h", "--help", "help"):
+    if not args:
+        raise UsageError(f"name a command, one of {', '.join(VERBS)}; see metarl --help")
+    if args[0] in ("-h", "--help", "help"):
         print(_help())
-        return EXIT_OK if args else EXIT_USAGE
+        return EXIT_OK
     if args[0] == "--version":
         print(import_module("metarl").__version__)
         return EXIT_OK
@@ -74,6 +80,22 @@ def _help() -> str:
         "metarl COMMAND --help lists the options of a command; --version prints the version.\n"
         "Exit code: 0 success, 2 bad input, 130 after an interrupt that saved."
     )
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print what metarl warns of as a sentence, and other warnings with their place."""
+    if category.__module__.startswith("metarl."):
+        text = f"metarl: warning: {message}\n"
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(text, end="", file=sys.stderr)
 
 
 def _complain(sentence: str, code: int) -> int:

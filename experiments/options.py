@@ -106,18 +106,24 @@ def _unknown(word: str, flags: list[str]) -> str:
 
 
 def _sentence(complaint: str) -> str:
-    """The first paragraph of a framed message, as one line, with what the option takes."""
-    paragraphs: list[list[str]] = [[]]
+    """The message of a framed complaint, as one line, with what the option takes.
+
+    The frame is a title, then paragraphs under rules; it is drawn with lines or, where the output
+    is not UTF-8, with dashes.
+    """
+    paragraphs: list[str] = [""]
     for line in complaint.splitlines():
         text = line.strip("│ \t")
-        if text.startswith("─"):
-            paragraphs.append([])
-        elif text and text[0] not in "╭╰":
-            paragraphs[-1].append(text)
-    first = " ".join(paragraphs[0]).removeprefix("Error parsing ").rstrip(".")
-    first = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", first)
-    first = re.sub(r"invalid literal for int.*: ('.*')", r"\1 is not a whole number", first)
-    takes = " ".join(paragraphs[1]) if len(paragraphs) > 1 else ""
+        if not text.strip("─-╭╮╰╯ ") or text.startswith("╭"):
+            paragraphs.append("")
+        else:
+            paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
+    titled = "╭" not in complaint
+    message, takes = [*(p for p in paragraphs if p), "", ""][titled : titled + 2]
+    message = message.removeprefix("Error parsing ").rstrip(".")
+    message = re.sub(r"^Missing from [^:]*: ", "missing: ", message)
+    message = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", message)
+    message = re.sub(r"invalid literal for int.*: ('.*')", r"\1 is not a whole number", message)
     if takes.startswith("Argument helptext: "):
-        first += "; the option is " + takes.removeprefix("Argument helptext: ")
-    return first
+        message += "; the option is " + takes.removeprefix("Argument helptext: ")
+    return message

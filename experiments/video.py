@@ -157,14 +157,22 @@ class _Panel:
         panel = Image.new("RGB", (SIDE, HEAD + SIDE + STRIP), PAPER)
         panel.paste(self.scene.draw(self.world, moment), (0, HEAD))
         pen = ImageDraw.Draw(panel)
-        episode, walked = int(self.episode[step]), int(self.elapsed[step]) + after
-        pen.text((0, 6), f"episode {episode + 1} of {self.episodes}", AGENT, font(17, bold=True))
-        pen.text((SIDE, 8), f"step {walked}", INK, font(14), anchor="ra")
-        pen.text((0, 34), self.scene.caption(self.world), INK, font(13))
-        gained = float(self.reward[begin:past].sum())
-        pen.text((SIDE, 34), f"return {gained:.2f}", INK, font(13), anchor="ra")
+        self._words(pen, step, past)
         self._strip(pen, past)
         return panel
+
+    def _words(self, pen: ImageDraw.ImageDraw, step: int, past: int) -> None:
+        """Write the episode, the step, the task and what was earned so far."""
+        begin = step - int(self.elapsed[step])
+        episode = f"episode {int(self.episode[step]) + 1} of {self.episodes}"
+        pen.text((0, 6), episode, AGENT, font(17, bold=True))
+        pen.text((0, 34), self.scene.caption(self.world), INK, font(13))
+        if self.limit > self.episodes:
+            pen.text((SIDE, 8), f"step {past - begin}", INK, font(14), anchor="ra")
+            earned = f"return {float(self.reward[begin:past].sum()):.2f}"
+        else:  # a single step makes an episode
+            earned = f"total {float(self.reward[:past].sum()):g}"
+        pen.text((SIDE, 34), earned, INK, font(13), anchor="ra")
 
     def _strip(self, pen: ImageDraw.ImageDraw, past: int) -> None:
         """Draw the rewards so far, with the return of every finished episode above them."""

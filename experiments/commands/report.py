@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -15,7 +16,7 @@ from metarl.experiments.printing import print_json, print_table
 class Options:
     """Write curves and tables of runs and seeds to one HTML page that needs no other file."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """run folders; the seeds of an agent are put together"""
     out: Path = Path("report.html")
     """file to write"""

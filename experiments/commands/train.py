@@ -54,17 +54,16 @@ class RunOptions:
 
 def main(args: list[str]) -> int:
     """Run `metarl train`."""
-    if not args or args[0] in ("-h", "--help"):
+    names = args[: next((i for i, word in enumerate(args) if word.startswith("-")), len(args))]
+    if len(names) < 2 and {"-h", "--help"} & set(args):
         print(_usage())
-        return 0 if args else 2
-    agent = choose("agent", args[0], AGENTS)
-    if len(args) < 2 or args[1].startswith("-"):
-        if {"-h", "--help"} & set(args):
-            print(_usage())
-            return 0
+        return 0
+    if not names:
+        raise UsageError(f"train: name an agent, one of {', '.join(AGENTS)}, and a family")
+    agent = choose("agent", names[0], AGENTS)
+    if len(names) == 1:
         raise UsageError(f"train {agent}: name a family, one of {', '.join(FAMILIES)}")
-    family = choose("family", args[1], FAMILIES)
-    return _train(agent, family, args[2:])
+    return _train(agent, choose("family", names[1], FAMILIES), args[2:])
 
 
 def _usage() -> str:
