@@ -26,7 +26,7 @@ _DISCRETE: Options = {
 
 _AGENT: dict[str, Options] = {
     # gamma 0.99 and lambda 0.3 are the paper's (Duan et al. 2016).
-    "bandit": {**_DISCRETE, "gamma": 0.99, "lam": 0.3},
+    "bandit": {**_DISCRETE, "gamma": 0.99, "lam": 0.3, "entropy": 0.03},
     "tabular-mdp": {
         **_DISCRETE,
         "embedding": 128,
@@ -40,7 +40,15 @@ _AGENT: dict[str, Options] = {
     # Much entropy at first: a sweep of episode 1 that leaves a detour for episode 2 is hard to
     # unlearn later.
     "gridnavi": {**_DISCRETE, "gamma": 0.99, "lam": 0.95, "entropy": 0.1},
-    "maze": {**_DISCRETE, "hidden": 128, "gamma": 0.98, "lam": 0.95, "chunk": 100},
+    "maze": {
+        **_DISCRETE,
+        "layers": (64, 64),
+        "chunk": 50,
+        "epochs": 5,
+        "minibatches": 8,
+        "gamma": 0.98,
+        "lam": 0.95,
+    },
     "point-dense": {"gamma": 0.95},
     "point-sparse": {"gamma": 0.95, "entropy": 0.001},
     "navigation-2d": {"gamma": 0.95},
@@ -52,7 +60,7 @@ _TRAINING: dict[str, Options] = {
     "bandit": {"total_steps": 3_000_000, "num_worlds": 1024, "evaluate_every": 300_000},
     "tabular-mdp": {"total_steps": 24_000_000, "num_worlds": 1024, "evaluate_every": 2_000_000},
     "gridnavi": {"total_steps": 8_000_000, "num_worlds": 512, "evaluate_every": 500_000},
-    "maze": {"total_steps": 10_000_000, "num_worlds": 256, "evaluate_every": 1_000_000},
+    "maze": {"total_steps": 3_000_000, "num_worlds": 64, "evaluate_every": 300_000},
     "point-dense": {"total_steps": 1_000_000, "num_worlds": 128, "evaluate_every": 100_000},
     "point-sparse": {"total_steps": 3_000_000, "num_worlds": 128, "evaluate_every": 300_000},
     "navigation-2d": {"total_steps": 2_000_000, "num_worlds": 64, "evaluate_every": 200_000},
