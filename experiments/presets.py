@@ -25,7 +25,7 @@ _DISCRETE: Options = {
 }
 
 _AGENT: dict[str, Options] = {
-    # gamma 0.99 is the paper's (Duan et al. 2016); its lambda of 0.3 stops exploring too early here.
+    # gamma 0.99 is the paper's (Duan et al. 2016); with its lambda of 0.3 exploring stops early.
     "bandit": {**_DISCRETE, "minibatches": 8, "gamma": 0.99, "lam": 0.9, "entropy": 0.05},
     "tabular-mdp": {
         **_DISCRETE,
