@@ -30,12 +30,12 @@ _AGENT: dict[str, Options] = {
     "tabular-mdp": {
         **_DISCRETE,
         "embedding": 128,
-        "hidden": 128,
         "layers": (128,),
         "minibatches": 16,
-        "entropy": 0.02,
+        "entropy": 0.03,
+        "learning_rate": 6e-3,
         "gamma": 0.99,
-        "lam": 0.3,
+        "lam": 0.6,
     },
     # Much entropy at first: a sweep of episode 1 that leaves a detour for episode 2 is hard to
     # unlearn later.
@@ -58,7 +58,7 @@ _AGENT: dict[str, Options] = {
 
 _TRAINING: dict[str, Options] = {
     "bandit": {"total_steps": 3_000_000, "num_worlds": 1024, "evaluate_every": 300_000},
-    "tabular-mdp": {"total_steps": 24_000_000, "num_worlds": 1024, "evaluate_every": 2_000_000},
+    "tabular-mdp": {"total_steps": 22_000_000, "num_worlds": 1024, "evaluate_every": 2_000_000},
     "gridnavi": {"total_steps": 8_000_000, "num_worlds": 512, "evaluate_every": 500_000},
     "maze": {"total_steps": 3_000_000, "num_worlds": 64, "evaluate_every": 300_000},
     "point-dense": {"total_steps": 1_000_000, "num_worlds": 128, "evaluate_every": 100_000},
