@@ -49,6 +49,8 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 150,
 }
 """Matplotlib settings of all figures."""
+LEGEND_WIDTH = 105
+"""letters that fit into a line of the legend"""
 MANY_EPISODES = 12
 """With more episodes than this, a line with a band replaces points with bars."""
 
@@ -119,7 +121,9 @@ def layout(
         figure.legend(
             handles=handles,
             loc="outside upper left",
-            ncols=4,
+            ncols=max(
+                1, min(4, LEGEND_WIDTH // (6 + max((len(s.label) for s in shown), default=0)))
+            ),
             title=title or None,
             alignment="left",
             title_fontproperties={"size": 12, "weight": "bold"},
@@ -223,7 +227,7 @@ def returns_by_task(ax: Axes, series: Sequence[Series]) -> None:
     Against the task where that is one number, else from the worst task to the best.
     """
     plain = all(len(row) == 1 for one in series for curve in one.curves for row in curve.tasks)
-    many = any(curve.episodes > MANY_EPISODES for one in series for curve in one.curves)
+    many = any(curve.episodes > 5 for one in series for curve in one.curves)
     for one in series:
         for curve in one.curves:
             returns = np.asarray(curve.returns)

@@ -141,9 +141,9 @@ def _common_protocol(runs: Sequence[RunRecord]) -> Protocol:
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:
-    """Every setting of a run but its seed, by name."""
+    """Every setting of a run that decides on what is learned, but its seed, by name."""
     config = run.folder.config
-    training = {name: value for name, value in config.training.items() if name != "seed"}
+    training = {name: config.training.get(name) for name in ("total_steps", "num_worlds")}
     return {**config.agent_config, **training}
 
 
@@ -161,9 +161,20 @@ def _labelled(groups: Sequence[Sequence[RunRecord]]) -> list[Group]:
     for group in groups:
         agent, mine = group[0].folder.config.agent, _settings(group[0])
         rivals = [_settings(other[0]) for other in groups if other[0].folder.config.agent == agent]
-        apart = [f"{name}={value}" for name, value in mine.items() if _differs(name, value, rivals)]
+        apart = [
+            _words(name, value) for name, value in mine.items() if _differs(name, value, rivals)
+        ]
         labelled.append(Group(", ".join([agent, *apart]), tuple(group)))
     return labelled
+
+
+def _words(name: str, value: Any) -> str:
+    """A setting as a person would write it."""
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = f"{value:,}"
+    return f"{name.replace('_', ' ')} {value}"
 
 
 def _differs(name: str, value: Any, rivals: Sequence[Mapping[str, Any]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from importlib import import_module
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from metarl.errors import UsageError
-from metarl.experiments.scenes import SIDE, Moment, Scene
+from metarl.experiments.scenes import SHARP, SIDE, Moment, Scene
 from metarl.tasks import Family, TaskBatch
 
 
@@ -28,12 +29,18 @@ class RobotScene(Scene):
             UsageError: if this machine has no OpenGL that works without a screen.
         """
         super().__init__(family, tasks)
-        self.model, self.data = model, mujoco.MjData(model)
+        # The simulation goes on with its own model; this one is only looked at.
+        self.model = model = copy.copy(model)
+        self.data = mujoco.MjData(model)
         self.context = _gl_context()
+        # Without a graphics card smooth edges come cheaper from a larger picture, and shadows
+        # would take most of the time.
+        model.vis.quality.offsamples = 0
         self.renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_resizeOffscreen(SIDE, SIDE, self.renderer)
+        mujoco.mjr_resizeOffscreen(SHARP * SIDE, SHARP * SIDE, self.renderer)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.renderer)
         self.scene = mujoco.MjvScene(model, maxgeom=2000)
+        self.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self.camera = mujoco.MjvCamera()
         if model.ncam:
             self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
@@ -54,11 +61,11 @@ class RobotScene(Scene):
             mujoco.mjtCatBit.mjCAT_ALL,
             self.scene,
         )
-        viewport = mujoco.MjrRect(0, 0, SIDE, SIDE)
-        pixels = np.empty((SIDE, SIDE, 3), dtype=np.uint8)
+        viewport = mujoco.MjrRect(0, 0, SHARP * SIDE, SHARP * SIDE)
+        pixels = np.empty((SHARP * SIDE, SHARP * SIDE, 3), dtype=np.uint8)
         mujoco.mjr_render(viewport, self.scene, self.renderer)
         mujoco.mjr_readPixels(pixels, None, viewport, self.renderer)
-        return Image.fromarray(np.flipud(pixels))
+        return Image.fromarray(np.flipud(pixels)).reduce(SHARP)
 
 
 def _gl_context() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,34 +216,45 @@ def can_write_mp4() -> bool:
     return True
 
 
-def write_video(pictures: Sequence[Frame], path: Path, frames_per_second: int) -> None:
-    """Write a video; the last picture stays for a second.
+def write_video(pictures: Iterable[Frame], path: Path, frames_per_second: int) -> int:
+    """Write a video while its pictures are made; the last one stays for a second.
+
+    Returns:
+        The number of pictures.
 
     Raises:
         UsageError: if it cannot be written.
     """
     check_format(path)
-    pictures = [*pictures, *[pictures[-1]] * frames_per_second]
     write_file(path, b"")
-    if path.suffix == ".gif":
-        # One palette for all, from the middle: palettes of their own would flicker.
-        palette = Image.fromarray(pictures[len(pictures) // 2]).quantize(128)
-        images = [Image.fromarray(picture).quantize(palette=palette) for picture in pictures]
-        images[0].save(
-            path,
-            save_all=True,
-            append_images=images[1:],
-            duration=round(1000 / frames_per_second),
-            loop=0,
-        )
-        return
+    write = _write_gif if path.suffix == ".gif" else _write_mp4
+    return write(pictures, path, frames_per_second)
+
+
+def _write_gif(pictures: Iterable[Frame], path: Path, frames_per_second: int) -> int:
+    images = [Image.fromarray(picture).quantize(256) for picture in pictures]
+    shown = images + [images[-1]] * frames_per_second
+    duration = round(1000 / frames_per_second)
+    shown[0].save(path, save_all=True, append_images=shown[1:], duration=duration, loop=0)
+    return len(images)
+
+
+def _write_mp4(pictures: Iterable[Frame], path: Path, frames_per_second: int) -> int:
     import imageio_ffmpeg
 
-    height, width = pictures[0].shape[:2]
+    rest = iter(pictures)
+    picture = next(rest)
+    height, width = picture.shape[:2]
     writer = imageio_ffmpeg.write_frames(
         str(path), (width, height), fps=frames_per_second, macro_block_size=2, quality=8
     )
     writer.send(None)
-    for picture in pictures:
+    writer.send(np.ascontiguousarray(picture))
+    count = 1
+    for picture in rest:
+        writer.send(np.ascontiguousarray(picture))
+        count += 1
+    for _ in range(frames_per_second):
         writer.send(np.ascontiguousarray(picture))
     writer.close()
+    return count

@@ -126,8 +126,8 @@ def test_names_are_escaped(report):
 def test_seeds_are_put_together_and_settings_tell_agents_apart(report):
     _, rows, _ = report
     assert [(row["agent"], row["runs"]) for row in rows] == [
-        ("rl2, hidden=4", 2),
-        ("rl2, hidden=8", 1),
+        ("rl2, hidden 4", 2),
+        ("rl2, hidden 8", 1),
         ("non-adaptive", 1),
     ]
     assert rows[0]["mean"] == pytest.approx([11.0, 12.0, 13.0, 14.0])
@@ -255,7 +255,7 @@ def test_panels_follow_from_the_episodes():
 
 
 def test_each_agent_has_its_own_colour():
-    names = ["rl2", "non-adaptive", "oracle", "rl2, hidden=8", "another"]
+    names = ["rl2", "non-adaptive", "oracle", "rl2, hidden 8", "another"]
     shown = [one.colour for one in coloured([Series(name, []) for name in names])]
     assert shown[:3] == [COLOURS[name] for name in names[:3]]
     assert len(set(shown)) == 5

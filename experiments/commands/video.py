@@ -47,11 +47,10 @@ def main(args: list[str]) -> int:
     run = open_run(options.run)
     recording, scene = record(run, options.tasks, options.split, options.seed)
     title = f"{run.config.agent} on {options.split} tasks of {run.config.family}"
-    pictures = list(frames(recording, scene, title))
-    write_video(pictures, path, scene.frames_per_second)
+    count = write_video(frames(recording, scene, title), path, scene.frames_per_second)
     if ending == "gif" and not options.out:
         print("imageio-ffmpeg is not installed, so this is a .gif; .mp4: pip install metarl[video]")
     print(f"saved {path}")
     if options.json:
-        print_json({"out": str(path), "frames": len(pictures), "tasks": options.tasks})
+        print_json({"out": str(path), "frames": count, "tasks": options.tasks})
     return 0
