@@ -246,7 +246,7 @@ def _write_mp4(pictures: Iterable[Frame], path: Path, frames_per_second: int) ->
     picture = next(rest)
     height, width = picture.shape[:2]
     writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=frames_per_second, macro_block_size=2, quality=8
+        str(path), (width, height), fps=frames_per_second, macro_block_size=2, quality=6
     )
     writer.send(None)
     writer.send(np.ascontiguousarray(picture))
