@@ -154,11 +154,10 @@ def _other_curves(comparison: Comparison) -> list[Html]:
         if ablation != "none" and protocol == comparison.protocol:
             ablations.append([*first, *_cells(curves)])
         else:
-            first[1] = ", ".join(
-                [_describe(protocol).rstrip("."), *[ablation] * (ablation != "none")]
-            )
-            ends = _cells(curves)
-            others.append([*first, ends[0], ends[-1]])
+            taken = "" if ablation == "none" else f" Taken away: {first[1]}."
+            first[1] = _describe(protocol) + taken
+            summary = pool(curves)
+            others.append([*first, _cell(summary, 0), _cell(summary, -1)])
     pieces = []
     if ablations:
         heads = _heads(comparison.groups[0].curves(comparison.protocol)[0])

@@ -175,6 +175,16 @@ def test_the_protocol_that_most_runs_share_is_the_one(tmp_path):
     assert others == {("train", 5), ("held-out", 9)}
 
 
+def test_other_evaluations_show_their_first_and_last_episode(tmp_path):
+    more = curve(70.0, episodes=6, tasks=3, ablation="inputs-zeroed")
+    write_report([make_run(tmp_path / "run", curves=[curve(0.0), more])], tmp_path / "report.html")
+    text = Page((tmp_path / "report.html").read_text()).text
+    found = text.partition("Other evaluations")[2].partition("Learning")[0]
+    assert "trials of 6 episodes" in found
+    assert "Taken away: inputs zeroed." in found
+    assert re.findall(r"(\d+\.\d+) \d+\.\d+ to", found) == ["70.00", "75.00"]
+
+
 def test_many_episodes_are_shown_in_part(tmp_path):
     long = curve(0.0, episodes=20, horizon=1, family="bandit", features=5)
     options = ["--family.episodes", "20"]
