@@ -29,7 +29,7 @@ from metarl.experiments.loading import open_run
 from metarl.experiments.printing import print_table
 
 FAMILY = "half-cheetah-vel"
-BUDGETS = {"rl2": 3_000_000, "non-adaptive": 3_000_000, "oracle": 2_000_000}
+BUDGETS = {"rl2": 3_000_000, "non-adaptive": 3_000_000, "oracle": 4_000_000}
 """environment steps; about five minutes on two cores"""
 
 
