@@ -25,7 +25,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from metarl.errors import TrainingError, UsageError, require_between
+from metarl.errors import TrainingError, UsageError, require_between, require_positive
 from metarl.losses import approximate_kl, clipped_surrogate, huber, masked_mean, masked_standardize
 from metarl.networks import RunningNorm, action_dim, action_head, mlp, orthogonal
 from metarl.optimization import gradient_step, linear
@@ -82,7 +82,7 @@ class RL2Config:
         """Raise `UsageError` for values that cannot train."""
         require_between(self, ("gamma", "lam"), "rl2", 0, 1)
         require_between(self, ("embedding", "hidden", "epochs", "minibatches"), "rl2", 1)
-        require_between(self, ("learning_rate", "clip", "max_grad_norm", "target_kl"), "rl2", 1e-12)
+        require_positive(self, ("learning_rate", "clip", "max_grad_norm", "target_kl"), "rl2")
         require_between(self, ("entropy", "value_weight", "final_learning_rate", "chunk"), "rl2", 0)
         if not self.layers or min(self.layers) < 1:
             raise UsageError(f"rl2: layers must be one or more widths above 0, got {self.layers}")

@@ -18,8 +18,16 @@ def require_between(
     config: object, names: Iterable[str], where: str, low: float, high: float = math.inf
 ) -> None:
     """Raise `UsageError` unless the fields `names` of `config` are finite and in [low, high]."""
+    wanted = f"of at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
     for name in names:
         value = getattr(config, name)
         if not (math.isfinite(value) and low <= value <= high):
-            wanted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
             raise UsageError(f"{where}: {name} must be a finite number {wanted}, got {value}")
+
+
+def require_positive(config: object, names: Iterable[str], where: str) -> None:
+    """Raise `UsageError` unless the fields `names` of `config` are finite and above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 < value < math.inf:
+            raise UsageError(f"{where}: {name} must be a finite number above 0, got {value}")

@@ -183,9 +183,3 @@ class Family(ABC):
             raise UsageError(
                 f"family {self.name} has no split {split!r}; choose from {', '.join(self.splits)}"
             )
-
-
-def require_positive(name: str, value: float, where: str) -> None:
-    """Raise `UsageError` unless `value` is a finite number above zero."""
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{where}: {name} must be a finite number above 0, got {value}")

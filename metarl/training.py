@@ -26,7 +26,7 @@ from metarl.checkpoint import (
     save_checkpoint,
 )
 from metarl.configs import first_difference
-from metarl.errors import TrainingError, UsageError
+from metarl.errors import TrainingError, UsageError, require_between, require_positive
 from metarl.generators import (
     global_generators,
     seed_global_generators,
@@ -37,7 +37,7 @@ from metarl.interruption import Interrupted, catch_signals
 from metarl.logs import RunLog
 from metarl.policy import Agent
 from metarl.runs import RunFolder
-from metarl.tasks import Family, Split, require_positive
+from metarl.tasks import Family, Split
 from metarl.versions import software_versions
 
 _SEED_OF_EVALUATION = 1_000_003
@@ -63,11 +63,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
-        for name in ("total_steps", "num_worlds", "evaluation_tasks", "checkpoint_every"):
-            require_positive(name, getattr(self, name), "training")
-        for name in ("seed", "evaluate_every"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"training: {name} must be 0 or more, got {getattr(self, name)}")
+        counts = ("total_steps", "num_worlds", "evaluation_tasks", "checkpoint_every")
+        require_positive(self, counts, "training")
+        require_between(self, ("seed", "evaluate_every"), "training", 0)
 
 
 @dataclass

@@ -367,8 +367,8 @@ def test_other_versions_are_warned_of(uninterrupted, tmp_path, monkeypatch):
         ({"num_worlds": -1}, "num_worlds must be"),
         ({"checkpoint_every": 0}, "checkpoint_every must be"),
         ({"evaluation_tasks": 0}, "evaluation_tasks must be"),
-        ({"evaluate_every": -1}, "evaluate_every must be 0 or more, got -1"),
-        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"evaluate_every": -1}, "evaluate_every must be a finite number of at least 0, got -1"),
+        ({"seed": -1}, "seed must be a finite number of at least 0, got -1"),
     ],
 )
 def test_options_are_checked(change, message):
