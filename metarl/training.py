@@ -91,7 +91,7 @@ class Training:
     figures: dict[str, float] = field(default_factory=dict)
     """what the last iteration reported"""
     curve: AdaptationCurve | None = None
-    """the last evaluation of this session"""
+    """the last evaluation that was made"""
 
 
 def train(
