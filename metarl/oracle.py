@@ -71,8 +71,11 @@ class TaskInObservationEnv(VectorEnv):
     def set_tasks(self, tasks: TaskBatch) -> None:
         """Give the inner worlds their tasks and remember the features."""
         self.inner.set_tasks(tasks)
+        self._take_over_tasks()
+
+    def _take_over_tasks(self) -> None:
         self.tasks, self.num_tasks = self.inner.tasks, self.inner.num_tasks
-        features = cast(TaskBatch, self.inner.tasks).features()
+        features = cast(TaskBatch, self.tasks).features()
         self._features = features.repeat_interleave(self.num_envs // self.num_tasks, 0)
 
     def _append(self, obs: Tensor) -> Tensor:
@@ -103,9 +106,7 @@ class TaskInObservationEnv(VectorEnv):
         """Restore the inner worlds, and with them the features."""
         self.inner.load_state_dict(state)
         if self.inner.tasks is not None:
-            features = self.inner.tasks.features()
-            self.tasks, self.num_tasks = self.inner.tasks, self.inner.num_tasks
-            self._features = features.repeat_interleave(self.num_envs // self.num_tasks, 0)
+            self._take_over_tasks()
 
     def _apply_tasks(self, tasks: Any) -> None:
         self.inner._apply_tasks(tasks)

@@ -7,10 +7,12 @@ import pickle
 import random
 import resource
 import shutil
+import tempfile
 import warnings
 import zipfile
 from collections import namedtuple
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -392,16 +394,21 @@ def test_a_failure_of_any_system_call_leaves_a_good_checkpoint(two, monkeypatch)
     assert load_checkpoint(root).step == 30
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
 def test_a_read_only_folder_is_named(two):
-    root, states = two
-    root.chmod(0o500)
-    try:
-        with pytest.raises(UsageError, match="Permission denied"):
-            save_checkpoint(root, 30, states_of(30))
+    states, user = two[1], os.geteuid()
+    # Root may write to read-only folders, so act as nobody, who must be able to get there.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        root = Path(shutil.copytree(two[0], Path(folder) / "checkpoints"))
+        root.chmod(0o555)
+        os.seteuid(65534 if user == 0 else user)
+        try:
+            with pytest.raises(UsageError, match="Permission denied"):
+                save_checkpoint(root, 30, states_of(30))
+        finally:
+            os.seteuid(user)
+            root.chmod(0o755)
         assert equal(load_checkpoint(root).states, states[20])
-    finally:
-        root.chmod(0o700)
 
 
 @pytest.mark.parametrize(
