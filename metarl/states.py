@@ -16,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 import torch
 
@@ -33,6 +33,21 @@ State = dict[str, Any]
 
 class DamagedError(Exception):
     """A folder of states cannot be used; the message says why."""
+
+
+class Stream(Protocol):
+    """A large memory that is saved as it lies, without a copy of the whole."""
+
+    def write(self, file: BinaryIO) -> None:
+        """Write everything to `file`, piece by piece."""
+
+    def read(self, file: BinaryIO) -> None:
+        """Take over what `write` wrote, bit for bit.
+
+        Raises:
+            DamagedError: if the file is not what `write` writes.
+            UsageError: if it was written by something of another layout.
+        """
 
 
 class HashingFile:
