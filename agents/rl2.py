@@ -6,9 +6,8 @@ d_{t-1}]; since the step that ends an episode returns the next episode's first o
 reward, the boundary flag d and the reset observation arrive together. PPO maximises the return of
 the trial: values and advantages run across episode boundaries and end with the trial.
 
-While learning, the critic is told the task and the time left; the policy never is. Without
-`memory` the same code is PPO with a feed-forward policy: the non-adaptive reference, and, on a
-family that shows the task in its observation, the oracle.
+While learning, the critic is told the task and time left; the policy never is. Without `memory` it
+is PPO with a feed-forward policy: the non-adaptive reference or, if it sees the task, the oracle.
 
 Shapes: `T` steps of a trial, `B` worlds, `O` observation, `A` action, `H` hidden, `F` task
 features, `L` steps of a chunk, `C` chunks.
@@ -164,12 +163,11 @@ class RL2Policy:
                 self.hidden = torch.zeros_like(self.hidden)
             if self.ablation == "inputs-zeroed":
                 self.feedback.zero_()
-            x = torch.cat([obs, self.feedback], -1)
-            _, self.hidden = network.remember(x.unsqueeze(0), self.hidden)
+            x = torch.cat([obs, self.feedback], -1).unsqueeze(0)
+            self.hidden = network.remember(x, self.hidden)[1]
         head, params = network.head, network.distribution(obs, self.hidden)
-        self.action = (
-            head.mode(params) if self.deterministic else head.sample(params, self.generator)
-        )
+        best = self.deterministic
+        self.action = head.mode(params) if best else head.sample(params, self.generator)
         return self.action
 
     def observe(self, step: Step) -> None:
@@ -259,8 +257,7 @@ class RL2:
         rollout = run_trials(explorer, env, self.spec.episodes)
         features = cast(TaskBatch, env.tasks).features()
         self.network.task_norm.update(features)
-        batch = self.prepare(rollout, features)
-        figures = self.update(batch, min(progress, 1.0))
+        figures = self.update(self.prepare(rollout, features), min(progress, 1.0))
         self.network.obs_norm.update(rollout.obs[rollout.valid])
         returns = rollout.per_episode(rollout.reward, self.spec.episodes).mean((0, 1)).tolist()
         ends = {"return_first": returns[0], "return_last": returns[-1]}
@@ -324,11 +321,14 @@ class RL2:
                 terms = loss(self.network, chunks.select(index), config, entropy_weight)
                 gradient_step(terms["total"], self.optimizer, config.max_grad_norm, "rl2")
                 records.append({name: float(value.detach()) for name, value in terms.items()})
-            if sum(record["kl"] for record in records[-len(parts) :]) > config.target_kl * len(
-                parts
-            ):
+            kl = sum(record["kl"] for record in records[-len(parts) :])
+            if kl > config.target_kl * len(parts):
                 break
         return {f"loss/{name}": fmean(record[name] for record in records) for name in records[0]}
+
+    def buffers(self) -> dict[str, Any]:
+        """None: every batch is new."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimiser, normalisers and random state."""

@@ -4,6 +4,7 @@ Layout of a folder of checkpoints::
 
     latest                     "step-000000123 SHA256-OF-ITS-MANIFEST", replaced atomically
     step-000000123/agent.pt    one file per named state, read with ``weights_only=True``
+    step-000000123/replay.bin  one file per stream: a memory too large to be copied
     step-000000123/manifest.json   size and sha256 of every file, versions, labels
 
 A checkpoint is written into ``step-….tmp``, synced file by file, renamed, and only then named by
@@ -26,14 +27,18 @@ from metarl.states import (
     MANIFEST,
     DamagedError,
     State,
+    Stream,
+    Writer,
     load_state,
     read_manifest,
+    require_name,
     require_plain,
-    serialised_bytes,
     sync_folder,
     verify_file,
     write_bytes,
     write_states,
+    writers,
+    written_bytes,
 )
 
 KEEP_CHECKPOINTS = 2
@@ -58,10 +63,30 @@ class Checkpoint:
     """Environment steps taken when it was saved."""
     states: dict[str, State]
     """The named states, tensors on the CPU."""
+    streams: dict[str, Path]
+    """The files of the named streams, which `read_streams` reads."""
     labels: dict[str, str]
     """What the writer noted about the run, such as its agent and the hash of its config."""
     versions: dict[str, str]
     """Versions of Python and the packages that wrote it."""
+
+    def read_streams(self, streams: Mapping[str, Stream]) -> None:
+        """Let every stream take over what was saved under its name.
+
+        Raises:
+            UsageError: Names or layouts are not those that were saved.
+        """
+        if streams.keys() != self.streams.keys():
+            saved, wanted = (", ".join(sorted(x)) or "none" for x in (self.streams, streams))
+            raise UsageError(f"it holds the memories {saved}, not {wanted}")
+        for name, stream in streams.items():
+            try:
+                with self.streams[name].open("rb") as file:
+                    stream.read(file)
+            except (DamagedError, UsageError) as error:
+                raise UsageError(f"{name}: {error}") from error
+            except OSError as error:
+                raise UsageError(f"{name} cannot be read ({error.strerror})") from error
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -77,16 +102,18 @@ def save_checkpoint(
     step: int,
     states: Mapping[str, State],
     *,
+    streams: Mapping[str, Stream] | None = None,
     labels: Mapping[str, str] | None = None,
     keep: int = KEEP_CHECKPOINTS,
 ) -> Path:
-    """Save the named `states` so that a kill or power cut at any moment leaves a good checkpoint.
+    """Save states and streams so that a kill or power cut at any moment leaves a good checkpoint.
 
     Args:
         root: Folder of all checkpoints of a run; it is created.
         step: Environment steps so far; names the checkpoint. One of the same step is replaced.
         states: Name to nested dict/list/tuple of tensors, numbers and strings; nothing else, so
             that it can be read back without executing code.
+        streams: Name to memory that writes itself, such as replay.
         labels: Short notes that `load_checkpoint` returns, such as the name of the agent.
         keep: How many of the newest checkpoints stay.
 
@@ -99,16 +126,19 @@ def save_checkpoint(
     """
     for name, state in states.items():
         require_plain(name, state)
+    for name in streams or {}:
+        require_name(name)
+    files = writers(states, streams or {})
     target = root / f"step-{step:09d}"
     temporary = root / (target.name + _TEMPORARY)
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(root)
-        manifest = write_states(temporary, step, states, labels or {})
+        manifest = write_states(temporary, step, files, labels or {})
         _publish(temporary, target, hashlib.sha256(manifest).hexdigest())
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UsageError(_explain_failure(target, states, error)) from error
+        raise UsageError(_explain_failure(target, files, error)) from error
     _rotate(root, step, keep)
     return target
 
@@ -118,7 +148,8 @@ def load_checkpoint(root: Path, names: Iterable[str] | None = None) -> Checkpoin
 
     Args:
         root: Folder of all checkpoints of a run. Nothing in it is written.
-        names: The states to load, all by default. Every file is verified in any case.
+        names: The states to load, all by default. Every file is verified in any case; streams
+            are read by `Checkpoint.read_streams`.
 
     Raises:
         UsageError: There is no checkpoint, or none of them is good.
@@ -195,7 +226,7 @@ def _read(path: Path, names: tuple[str, ...] | None) -> Checkpoint:
     content = read_manifest(path, _step_of(path))
     for file_name, entry in content["files"].items():
         verify_file(path / file_name, entry)
-    available = [name.removesuffix(".pt") for name in content["files"]]
+    available = _stems(content["files"], ".pt")
     missing = set(names or ()) - set(available)
     if missing:
         raise DamagedError(f"has no state {sorted(missing)[0]!r}")
@@ -204,14 +235,20 @@ def _read(path: Path, names: tuple[str, ...] | None) -> Checkpoint:
         path=path,
         step=content["step"],
         states={name: load_state(path / f"{name}.pt") for name in chosen},
+        streams={name: path / f"{name}.bin" for name in _stems(content["files"], ".bin")},
         labels=content["labels"],
         versions=content["versions"],
     )
 
 
-def _explain_failure(target: Path, states: Mapping[str, State], error: OSError) -> str:
+def _stems(names: Iterable[str], suffix: str) -> list[str]:
+    """The names with `suffix`, without it."""
+    return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+
+
+def _explain_failure(target: Path, files: Mapping[str, Writer], error: OSError) -> str:
     """Say in one sentence what could not be saved, how large it is and what is still good."""
-    needed = sum(map(serialised_bytes, states.values()))
+    needed = sum(map(written_bytes, files.values()))
     existing = next(path for path in (target.parent, *target.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     good = [path for path in list_checkpoints(target.parent) if path != target]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from metarl.states import Stream
 from metarl.vector import VectorEnv
 
 
@@ -58,8 +60,11 @@ class Agent(Protocol):
     def policy(self, deterministic: bool = True) -> AdaptivePolicy:
         """The present policy; `deterministic` takes the most likely action."""
 
+    def buffers(self) -> Mapping[str, Stream]:
+        """Memories too large for `state_dict`, such as replay, by name; saved as streams."""
+
     def state_dict(self) -> dict[str, Any]:
-        """All that learning changes: parameters, optimiser, normalisers, random state."""
+        """All else that learning changes: parameters, optimiser, normalisers, random state."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly from `state`."""

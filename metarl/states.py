@@ -1,9 +1,9 @@
-"""Named states in a folder with a manifest: written synced, verified before they are read.
+"""Named states and streams in a folder with a manifest: written synced, verified, then read.
 
 `manifest.json` holds the size and sha256 of every file, and of its own content. It guards against
 accidents (truncation, bit flips, exchanged files), not against an attacker, who could write a
 manifest that fits. What stands between an attacker and the machine is that loading never executes
-code: files are read with ``weights_only=True``.
+code: states are read with ``weights_only=True``, streams are bare numbers behind a line of JSON.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import os
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import torch
 
@@ -25,7 +26,8 @@ from metarl.versions import software_versions
 FORMAT = 1
 MANIFEST = "manifest.json"
 
-_STATE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_FILE_NAME = re.compile(rf"{_NAME.pattern}\.(pt|bin)")
 _PLAIN = (torch.Tensor, torch.nn.Parameter, str, bytes, bool, int, float, type(None))
 
 State = dict[str, Any]
@@ -51,7 +53,7 @@ class Stream(Protocol):
 
 
 class HashingFile:
-    """A binary file that torch can write to, which knows the digest of what went through it."""
+    """A binary file for torch and streams, which knows the digest of what went through it."""
 
     def __init__(self, file: BinaryIO | None) -> None:
         """Write to `file`, or only count and hash when it is None."""
@@ -60,7 +62,7 @@ class HashingFile:
         self.bytes = 0
         self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Write all of `data`; keeps the OSError, which torch would turn into something else."""
         self.digest.update(data)
         self.bytes += len(data)
@@ -75,11 +77,21 @@ class HashingFile:
         """Do nothing; the owner of the file flushes it once, at the end."""
 
 
-def _write_state(path: Path, state: State) -> dict[str, int | str]:
-    """Serialise `state` to `path`, synced; return its size in bytes and sha256."""
+Writer = Callable[[BinaryIO], None]
+"""writes the content of a file"""
+
+
+def writers(states: Mapping[str, State], streams: Mapping[str, Stream]) -> dict[str, Writer]:
+    """The files of a folder, by name, and how to write each."""
+    saved: dict[str, Writer] = {f"{n}.pt": partial(torch.save, x) for n, x in states.items()}
+    return saved | {f"{name}.bin": stream.write for name, stream in streams.items()}
+
+
+def _write_file(path: Path, write: Writer) -> dict[str, int | str]:
+    """Let `write` fill `path`, synced; return its size in bytes and sha256."""
     with path.open("wb") as file:
         sink = HashingFile(file)
-        torch.save(state, cast("IO[bytes]", sink))
+        write(cast(BinaryIO, sink))
         if sink.error is not None:
             raise sink.error
         _sync(file)
@@ -87,16 +99,16 @@ def _write_state(path: Path, state: State) -> dict[str, int | str]:
 
 
 def write_states(
-    folder: Path, step: int, states: Mapping[str, State], labels: Mapping[str, str]
+    folder: Path, step: int, files: Mapping[str, Writer], labels: Mapping[str, str]
 ) -> bytes:
-    """Write all states and the manifest into the new `folder`; return the manifest's bytes."""
+    """Write `files` and the manifest into the new `folder`; return the manifest's bytes."""
     folder.mkdir()
     content = {
         "format": FORMAT,
         "step": step,
         "versions": software_versions(),
         "labels": dict(labels),
-        "files": {f"{n}.pt": _write_state(folder / f"{n}.pt", s) for n, s in states.items()},
+        "files": {name: _write_file(folder / name, write) for name, write in files.items()},
     }
     raw = encode_manifest(content)
     write_bytes(folder / MANIFEST, raw)
@@ -136,7 +148,7 @@ def _is_manifest(content: dict[str, Any], step: int) -> bool:
         (content["format"], content["step"]) == (FORMAT, step)
         and isinstance(content["labels"], dict)
         and isinstance(content["versions"], dict)
-        and all(_STATE_NAME.fullmatch(name.removesuffix(".pt")) for name in content["files"])
+        and all(_FILE_NAME.fullmatch(name) for name in content["files"])
         and all(entry.keys() == {"bytes", "sha256"} for entry in content["files"].values())
     )
 
@@ -172,10 +184,15 @@ def load_state(path: Path) -> State:
     return state
 
 
+def require_name(name: str) -> None:
+    """Raise TypeError when a state or stream could not be stored under `name`."""
+    if not _NAME.fullmatch(name):
+        raise TypeError(f"state name {name!r} must be lower-case letters, digits and _")
+
+
 def require_plain(name: str, state: State) -> None:
     """Raise TypeError when `state` could not be stored under `name` and read back safely."""
-    if not _STATE_NAME.fullmatch(name):
-        raise TypeError(f"state name {name!r} must be lower-case letters, digits and _")
+    require_name(name)
     _require_plain_value(state, name)
 
 
@@ -195,10 +212,10 @@ def _require_plain_value(value: object, where: str) -> None:
         )
 
 
-def serialised_bytes(state: State) -> int:
-    """Return how many bytes `state` takes on the disk."""
+def written_bytes(write: Writer) -> int:
+    """Return how many bytes a file takes on the disk."""
     sink = HashingFile(None)
-    torch.save(state, cast("IO[bytes]", sink))
+    write(cast(BinaryIO, sink))
     return sink.bytes
 
 

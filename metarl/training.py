@@ -120,7 +120,11 @@ def train(
         TrainingError: a loss or gradient is not finite; the last checkpoint is from before.
         UsageError: the disk is full, or no checkpoint is good or fits.
     """
-    return _Trainer(agent, family, run, config, torch.device(device), threads).run_all(resume)
+    trainer = _Trainer(agent, family, run, config, torch.device(device), threads)
+    try:
+        return trainer.run_all(resume)
+    finally:
+        trainer.env.close()
 
 
 class _Trainer:
@@ -243,7 +247,13 @@ class _Trainer:
             "env": self.env.state_dict(),
             "trainer": {**asdict(counters), "generators": global_generators()},
         }
-        save_checkpoint(self.run.checkpoints, counters.steps, states, labels=self.run.labels)
+        save_checkpoint(
+            self.run.checkpoints,
+            counters.steps,
+            states,
+            streams=self.agent.buffers(),
+            labels=self.run.labels,
+        )
         self.saved = replace(counters)
 
     def _restore(self) -> None:
@@ -257,6 +267,7 @@ class _Trainer:
             self.done.counters = Counters(**trainer)
             self.agent.load_state_dict(agent)
             self.env.load_state_dict(env)
+            checkpoint.read_streams(self.agent.buffers())
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"checkpoint {checkpoint.path} does not fit: {reason}") from error

@@ -71,6 +71,7 @@ class SmallAgent:
         self.optimizer = torch.optim.Adam(self.layer.parameters(), 1e-2)
         self.generator = torch.Generator().manual_seed(seed)
         self.on_iteration, self.iterations, self.progress = on_iteration, 0, []
+        self.memories = {}
 
     def train_step(self, env, progress):
         self.iterations += 1
@@ -95,6 +96,9 @@ class SmallAgent:
 
     def policy(self, deterministic=True):
         return SmallPolicy(self.layer, self.norm, None if deterministic else self.generator)
+
+    def buffers(self):
+        return self.memories
 
     def state_dict(self):
         return {
