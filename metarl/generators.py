@@ -55,3 +55,23 @@ def untouched_global_generators() -> Iterator[None]:
         yield
     finally:
         set_global_generators(state)
+
+
+class PrivateGenerators:
+    """A state of the global generators of its own, for libraries that draw from those only."""
+
+    def __init__(self, seed: int) -> None:
+        """Start from `seed`."""
+        with untouched_global_generators():
+            seed_global_generators(seed)
+            self.state = global_generators()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Draw from these inside; the global generators are then back where they were."""
+        with untouched_global_generators():
+            set_global_generators(self.state)
+            try:
+                yield
+            finally:
+                self.state = global_generators()
