@@ -16,7 +16,6 @@ features, `L` steps of a chunk, `C` chunks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, cast, get_args
@@ -24,10 +23,10 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from metarl.errors import TrainingError, UsageError, require_between, require_positive
+from metarl.errors import TrainingError, require_between, require_positive, require_widths
 from metarl.losses import approximate_kl, clipped_surrogate, huber, masked_mean, masked_standardize
 from metarl.networks import RunningNorm, action_dim, action_head, mlp, orthogonal
-from metarl.optimization import gradient_step, linear
+from metarl.optimization import gradient_step, linear, load_optimizer, set_learning_rate
 from metarl.policy import Step
 from metarl.returns import gae, running_returns, trial_boundaries
 from metarl.rollout import Rollout, cut, run_trials
@@ -83,8 +82,7 @@ class RL2Config:
         require_between(self, ("embedding", "hidden", "epochs", "minibatches"), "rl2", 1)
         require_positive(self, ("learning_rate", "clip", "max_grad_norm", "target_kl"), "rl2")
         require_between(self, ("entropy", "value_weight", "final_learning_rate", "chunk"), "rl2", 0)
-        if not self.layers or min(self.layers) < 1:
-            raise UsageError(f"rl2: layers must be one or more widths above 0, got {self.layers}")
+        require_widths(self, ("layers",), "rl2")
 
 
 @dataclass(frozen=True)
@@ -306,8 +304,8 @@ class RL2:
             TrainingError: if a gradient is not finite, or there is nothing to learn from.
         """
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = linear(config.learning_rate, config.final_learning_rate, progress)
+        rates = config.learning_rate, config.final_learning_rate
+        set_learning_rate(self.optimizer, *rates, progress)
         entropy_weight = linear(config.entropy, 0.0, progress)
         chunks = batch.chunks(config.chunk or len(batch.obs))
         count = chunks.obs.shape[1]
@@ -343,8 +341,7 @@ class RL2:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly from `state`."""
         self.network.load_state_dict(state["network"])
-        # Adam keeps the step counters that it is given: without a copy two agents would share them.
-        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        load_optimizer(self.optimizer, state["optimizer"])
         self.return_norm.load_state_dict(state["return_norm"])
         self.task_generator.set_state(state["task_generator"].cpu())
         self.generator.set_state(state["generator"].cpu())

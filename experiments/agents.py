@@ -43,6 +43,11 @@ AGENTS: dict[str, AgentEntry] = {
         "a recurrent policy that learns to learn (RL²)",
         ablation_names="metarl.agents.rl2:ABLATIONS",
     ),
+    "pearl": AgentEntry(
+        "metarl.agents.pearl:Pearl",
+        "metarl.agents.pearl:PearlConfig",
+        "inference over a latent task, with SAC on replay (PEARL)",
+    ),
     "non-adaptive": AgentEntry(
         "metarl.agents.rl2:RL2",
         "metarl.agents.rl2:NonAdaptiveConfig",
@@ -53,5 +58,20 @@ AGENTS: dict[str, AgentEntry] = {
         "metarl.agents.rl2:NonAdaptiveConfig",
         "the same PPO, told the task: what knowing it would be worth",
         sees_task=True,
+    ),
+    "sb3-ppo": AgentEntry(
+        "metarl.agents.baselines:SB3Agent",
+        "metarl.agents.baselines:PPOConfig",
+        "PPO of Stable-Baselines3, on all tasks, told the task, or from scratch on each",
+    ),
+    "sb3-sac": AgentEntry(
+        "metarl.agents.baselines:SB3Agent",
+        "metarl.agents.baselines:SACConfig",
+        "SAC of Stable-Baselines3, in the same three ways",
+    ),
+    "sb3-td3": AgentEntry(
+        "metarl.agents.baselines:SB3Agent",
+        "metarl.agents.baselines:TD3Config",
+        "TD3 of Stable-Baselines3, in the same three ways",
     ),
 }

@@ -69,11 +69,42 @@ _TRAINING: dict[str, Options] = {
 }
 
 
+# Small networks, small batches and one update per some twenty steps, for one processor core. The
+# published settings (Rakelly et al. 2019) are those of `PEARL_PAPER`; they are for a GPU.
+_PEARL: dict[str, Options] = {
+    "half-cheetah-vel": {
+        "layers": (128, 128),
+        "encoder_layers": (64, 64),
+        "collect_tasks": 10,
+        "initial_episodes": 2,
+        "batch": 32,
+        "learning_rate": 1e-3,
+        "final_learning_rate": 1e-4,
+        "reward_scale": 1.0,
+        "kl_weight": 0.01,
+    },
+}
+
+_PEARL_TRAINING: dict[str, Options] = {
+    "half-cheetah-vel": {
+        "total_steps": 1_000_000,
+        "num_worlds": 20,
+        "evaluate_every": 100_000,
+        "checkpoint_every": 10,
+    },
+}
+
 def preset(agent: str, family: str) -> dict[str, Options]:
     """Defaults for training `agent` on `family`: options of the agent, the family, the trainer.
 
     The three on-policy agents share one PPO and so one preset per family.
     """
+    if agent == "pearl":
+        return {
+            "agent": dict(_PEARL.get(family, {})),
+            "family": {"episodes": 3} if family == "half-cheetah-vel" else {},
+            "training": dict(_PEARL_TRAINING.get(family, {})),
+        }
     return {
         "agent": dict(_AGENT.get(family, {})) if agent in ON_POLICY else {},
         "family": {},

@@ -31,3 +31,11 @@ def require_positive(config: object, names: Iterable[str], where: str) -> None:
         value = getattr(config, name)
         if not 0 < value < math.inf:
             raise UsageError(f"{where}: {name} must be a finite number above 0, got {value}")
+
+
+def require_widths(config: object, names: Iterable[str], where: str) -> None:
+    """Raise `UsageError` unless the fields `names` are one or more layer widths above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if not value or min(value) < 1:
+            raise UsageError(f"{where}: {name} must be one or more widths above 0, got {value}")

@@ -151,3 +151,90 @@ def action_dim(space: gym.spaces.Space[object]) -> int:
         return int(space.n)
     assert space.shape is not None
     return space.shape[0]
+
+
+def _fan_in(weight: Tensor, bias: Tensor, last: float | None) -> None:
+    """Initialise as the published SAC does: uniform by fan-in, or in +-`last` at the end."""
+    if last is not None:
+        nn.init.uniform_(weight, -last, last)
+        nn.init.uniform_(bias, -last, last)
+        return
+    bound = 1.0 / math.sqrt(weight.shape[-2])
+    nn.init.uniform_(weight, -bound, bound)
+    nn.init.constant_(bias, 0.1)
+
+
+def relu_mlp(sizes: Sequence[int], out: int, last: float | None = None) -> nn.Sequential:
+    """Linear layers `sizes[0] -> ... -> sizes[-1] -> out` with ReLU between them.
+
+    Hidden weights are uniform within one over the root of the fan-in; `last` bounds those of the
+    last layer.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(sizes):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    layers.append(nn.Linear(sizes[-1], out))
+    with torch.no_grad():
+        for layer in layers[::2]:
+            assert isinstance(layer, nn.Linear)
+            _fan_in(layer.weight.T, layer.bias, last if layer is layers[-1] else None)
+    return nn.Sequential(*layers)
+
+
+class EnsembleMLP(nn.Module):
+    """`E` equal MLPs with ReLU and one output, computed by one batched product per layer."""
+
+    def __init__(self, heads: int, sizes: Sequence[int], last: float = 3e-3) -> None:
+        """Layers `sizes[0] -> ... -> sizes[-1] -> 1`, `heads` times."""
+        super().__init__()
+        pairs = list(pairwise([*sizes, 1]))
+        self.weights = nn.ParameterList(torch.empty(heads, i, o) for i, o in pairs)
+        self.biases = nn.ParameterList(torch.empty(heads, 1, o) for _, o in pairs)
+        with torch.no_grad():
+            for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+                _fan_in(weight, bias, last if k == len(pairs) - 1 else None)
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """Values `[E, ...]` of inputs `[..., sizes[0]]`.
+
+        `frozen` lets gradients through to the inputs and spares those of the weights.
+        """
+        h = x.reshape(1, -1, x.shape[-1]).expand(len(self.weights[0]), -1, -1)
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if frozen:
+                weight, bias = weight.detach(), bias.detach()
+            h = torch.baddbmm(bias, h.relu() if k else h, weight)
+        return h.view(-1, *x.shape[:-1])
+
+
+class TanhGaussianHead(nn.Module):
+    """A Gaussian whose samples tanh squeezes into (-1, 1) (Haarnoja et al. 2018, appendix C)."""
+
+    def __init__(self, features: int, actions: int) -> None:
+        """Map `[..., features]` to the parameters of `actions` dimensions."""
+        super().__init__()
+        self.body = relu_mlp([features], 2 * actions, last=1e-3)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation `[..., A]` before the squeeze."""
+        mean, log_std = self.body(features).chunk(2, -1)
+        return mean, log_std.clamp(-20.0, 2.0)
+
+    def sample(
+        self, mean: Tensor, log_std: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draw actions `[..., A]` with their log density `[...]`, both differentiable."""
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        u = mean + log_std.exp() * noise
+        return u.tanh(), self.log_prob(noise, log_std, u)
+
+    @staticmethod
+    def log_prob(noise: Tensor, log_std: Tensor, u: Tensor) -> Tensor:
+        """Log density `[...]` of tanh(u), u = mean + std * noise.
+
+        log p(tanh u) = log N(u) - Σ log(1 - tanh²u), and log(1 - tanh²u) = 2 (log 2 - u -
+        softplus(-2u)), which stays finite where tanh saturates.
+        """
+        normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+        squeeze = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+        return (normal - squeeze).sum(-1)

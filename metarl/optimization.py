@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,3 +32,19 @@ def gradient_step(
         raise TrainingError(f"{who}: the gradient is not finite (norm {norm})")
     optimizer.step()
     return norm
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, start: float, end: float, progress: float
+) -> None:
+    """Anneal the step size linearly from `start` to `end` by `progress` in [0, 1]."""
+    for group in optimizer.param_groups:
+        group["lr"] = linear(start, end, min(progress, 1.0))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore `optimizer` from `state`, which stays untouched.
+
+    Adam keeps the step counters that it is given: without a copy two agents would share them.
+    """
+    optimizer.load_state_dict(deepcopy(state))

@@ -38,6 +38,8 @@ class Rollout:
     """int64 `[T, N, W]`: steps since the start of the episode"""
     success: Tensor
     """float32 `[T, N, W]`: 1 where the task was solved at this step; NaN if it is not defined"""
+    dense_reward: Tensor
+    """float32 `[T, N, W]`: a denser reward for learning, where the family has one, else `reward`"""
 
     @property
     def done(self) -> Tensor:
@@ -128,6 +130,7 @@ def run_trials(
             episode=episode,
             elapsed=elapsed,
             success=info.get("success", undefined),
+            dense_reward=info.get("dense_reward", reward),
         )
         done = terminated | truncated
         episode = episode + done

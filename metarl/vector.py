@@ -3,7 +3,8 @@
 A `gymnasium.vector.VectorEnv` whose observations, rewards and flags are tensors `[num_worlds, ...]`
 on one device, laid out task-major (`num_worlds = N * W`). Autoreset is SAME_STEP: the step that
 ends an episode returns the first observation of the next one, and `info["final_obs"]` holds the
-true next observation of every world. A time limit truncates; it never terminates.
+true next observation of every world. A time limit truncates; it never terminates. Where the reward
+is sparse, `info["dense_reward"]` may hold one that is easier to learn from in simulation.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ class VectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Any]):
         reward, terminated, info = self._advance(actions)
         self._elapsed += 1
         truncated = self._elapsed >= self.horizon
+        if "truncated" in info:
+            truncated |= info.pop("truncated")
         if "unstable" in info:
             # A simulation that blew up ends its episode; no state of it may be bootstrapped from.
             truncated |= info["unstable"]
@@ -213,7 +216,10 @@ class VectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Any]):
 
     @abstractmethod
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Info]:
-        """Step all worlds: reward `[num_worlds]`, terminated `[num_worlds]`, extra info."""
+        """Step all worlds: reward `[num_worlds]`, terminated `[num_worlds]`, extra info.
+
+        `truncated` `[num_worlds]` in the info ends episodes that a world cuts short of the horizon.
+        """
 
     @abstractmethod
     def _observe(self) -> Tensor:

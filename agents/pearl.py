@@ -1,0 +1,364 @@
+"""PEARL: off-policy meta-RL by inference over a latent task (Rakelly et al. 2019).
+
+An encoder turns context, transitions (s, a, r) of a task in any order, into a belief q(z | c).
+SAC learns on replay with z as a part of the state. To adapt is to infer: the policy draws z from
+the prior, acts for an episode as if z were the truth, and draws anew from what the belief has
+become, so that exploring is trying hypotheses out.
+
+The encoder learns from the Bellman loss and the KL to the prior alone; policy, value and
+temperature see z detached. Rewards are scaled in the Bellman target only, never in the context. A
+time limit is no terminal state.
+
+Shapes: `M` tasks of an update, `B` transitions of a task, `C` transitions of a context, `O`
+observation, `A` action, `Z` latent, `E` = 2 critics; `T`, `N`, `W` as in rollouts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from metarl.agents.sac import SoftActorCritic, Variant, actor_losses, bellman, next_value
+from metarl.context import ENCODERS, Belief, Encoder
+from metarl.errors import UsageError, require_between, require_positive, require_widths
+from metarl.exploration import RepeatedActions
+from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
+from metarl.policy import AdaptivePolicy, Step
+from metarl.replay import MultiTaskReplay
+from metarl.rollout import Rollout, run_trials
+from metarl.storage import Field
+from metarl.tasks import Spec, TaskBatch
+from metarl.vector import VectorEnv
+
+
+@dataclass(frozen=True)
+class PearlConfig:
+    """Settings of PEARL."""
+
+    variant: Variant = "modern"
+    """modern: target critics, learned temperature; paper: V with a target, temperature 1"""
+    encoder: Literal["product", "recurrent"] = "product"
+    """product of Gaussians, or a GRU over the context"""
+    latent: int = 5
+    """dimensions of z"""
+    encoder_layers: tuple[int, ...] = (64, 64, 64)
+    """hidden layers of the encoder"""
+    layers: tuple[int, ...] = (64, 64, 64)
+    """hidden layers of the policy and of the critics"""
+    next_obs_in_context: bool = False
+    """show the encoder the next observation too, for tasks that differ in their dynamics"""
+    train_tasks: int = 100
+    """training tasks, drawn once; each has its own replay"""
+    collect_tasks: int = 5
+    """training tasks visited per iteration, each in an equal share of the worlds"""
+    initial_actions: Literal["policy", "repeated"] = "policy"
+    """before the first update act by the untrained policy, or repeat one action for an episode"""
+    initial_episodes: int = 10
+    """episodes in every world of every training task before the first update, z from the prior"""
+    prior_episodes: int = 2
+    """episodes of a trial with z from the prior; from then on it is from the belief"""
+    posterior_episodes: int = 3
+    """further episodes of a trial while collecting"""
+    posterior_in_context: bool = False
+    """learn to infer from the further episodes too, not only from those with z from the prior"""
+    context: int = 100
+    """transitions of a context"""
+    context_episodes: int = 0
+    """draw contexts as 1 to this many whole episodes, as they come when adapting; 0 draws i.i.d."""
+    context_capacity: int = 10_000
+    """most recent transitions of a task that contexts are drawn from"""
+    capacity: int = 100_000
+    """transitions that the replay of a task holds"""
+    replay_folder: str = ""
+    """where to keep the replay on the disk, if it is larger than the memory"""
+    updates: int = 1000
+    """gradient steps per iteration"""
+    meta_batch: int = 16
+    """tasks of a gradient step"""
+    batch: int = 256
+    """transitions per task of a gradient step"""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start"""
+    final_learning_rate: float = 3e-4
+    """Adam's step size at the end of the budget; linear in between"""
+    gamma: float = 0.99
+    """discount per step"""
+    tau: float = 0.005
+    """how far the targets follow at every gradient step"""
+    reward_scale: float = 5.0
+    """rewards are multiplied by this in the Bellman target"""
+    kl_weight: float = 0.1
+    """weight of the KL to the prior, summed over tasks and latent dimensions"""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for values that cannot train."""
+        counts = (
+            "latent train_tasks initial_episodes prior_episodes context updates meta_batch batch"
+        )
+        require_between(self, [*counts.split(), "context_capacity"], "pearl", 1)
+        require_between(self, ("posterior_episodes", "context_episodes", "kl_weight"), "pearl", 0)
+        require_between(self, ("gamma", "tau"), "pearl", 0, 1)
+        require_between(self, ("collect_tasks",), "pearl", 1, self.train_tasks)
+        require_positive(self, ("learning_rate", "reward_scale"), "pearl")
+        require_widths(self, ("layers", "encoder_layers"), "pearl")
+        if self.capacity < self.batch:
+            raise UsageError(
+                f"pearl: capacity must be at least one batch ({self.batch}), got {self.capacity}"
+            )
+
+
+class PearlNetworks(nn.Module):
+    """The encoder, and SAC on states [s, z]."""
+
+    def __init__(self, spec: Spec, config: PearlConfig) -> None:
+        """Build the networks for the spaces of `spec`."""
+        super().__init__()
+        states, latent = spec.obs_dim + config.latent, config.latent
+        self.sac = SoftActorCritic(states, spec.action_space, config.layers, config.variant)
+        self.context_dim = spec.obs_dim + len(self.sac.low) + 1
+        self.context_dim += spec.obs_dim * config.next_obs_in_context
+        kind = ENCODERS[config.encoder]
+        self.encoder: Encoder = kind(self.context_dim, config.encoder_layers, latent)
+
+    def transition(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor) -> Tensor:
+        """What the encoder sees of a transition: [s, a, r] or [s, a, r, s'], `[..., X]`."""
+        parts = [obs, self.sac.from_env(action), reward.unsqueeze(-1), next_obs]
+        return torch.cat(parts, -1)[..., : self.context_dim]
+
+
+class PearlPolicy:
+    """The adaptive policy: what it learned about a task is in its belief, what it tries is z."""
+
+    def __init__(
+        self,
+        networks: PearlNetworks,
+        prior_episodes: int,
+        deterministic: bool,
+        generator: torch.Generator,
+    ) -> None:
+        """Draw z from the prior for `prior_episodes`, then from the belief."""
+        self.networks, self.prior_episodes = networks, prior_episodes
+        self.deterministic, self.generator = deterministic, generator
+
+    def begin(self, num_tasks: int, worlds_per_task: int) -> None:
+        """Forget everything; every world tries a z of its own from the prior."""
+        worlds = num_tasks * worlds_per_task
+        self.state = self.networks.encoder.start(worlds)
+        self.episode = torch.zeros(worlds, dtype=torch.int64, device=self.state.device)
+        self.z = self._draw(torch.zeros_like(self.episode, dtype=torch.bool))
+
+    def _draw(self, informed: Tensor) -> Tensor:
+        """New latents `[B, Z]`: from the belief where `informed`, else from the prior."""
+        belief, informed = self.networks.encoder.belief(self.state), informed.unsqueeze(-1)
+        mean = torch.where(informed, belief.mean, 0.0)
+        return Belief(mean, torch.where(informed, belief.var, 1.0)).sample(self.generator)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """Choose actions `[B, A]` for `obs` `[B, O]` as if z were the truth."""
+        sac, state = self.networks.sac, torch.cat([obs, self.z], -1)
+        self.obs, self.action = obs, sac.act(state, self.deterministic, self.generator)
+        return self.action
+
+    @torch.no_grad()
+    def observe(self, step: Step) -> None:
+        """Add the transition to the belief; where an episode ended, draw z anew."""
+        networks = self.networks
+        x = networks.transition(self.obs, self.action, step.reward, step.next_obs)
+        self.state = networks.encoder.absorb(self.state, x)
+        done = step.terminated | step.truncated
+        self.episode += done
+        if done.any():
+            drawn = self._draw(self.episode >= self.prior_episodes)
+            self.z = torch.where(done.unsqueeze(-1), drawn, self.z)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions of M tasks `[M, B, ...]` and a context of each `[M, C, X]`."""
+
+    obs: Tensor
+    action: Tensor
+    """in [-1, 1]"""
+    reward: Tensor
+    next_obs: Tensor
+    terminated: Tensor
+    context: Tensor
+    mask: Tensor | None
+    """bool `[M, C]`: which transitions of the context there are; None for all"""
+
+
+def losses(
+    networks: PearlNetworks, batch: Batch, config: PearlConfig, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The losses of one update; their gradients are those of updating each network by its own."""
+    sac = networks.sac
+    belief = networks.encoder(batch.context, batch.mask)
+    z = belief.sample(generator).unsqueeze(1).expand(-1, batch.obs.shape[1], -1)
+    state, next_state = (torch.cat([obs, z], -1) for obs in (batch.obs, batch.next_obs))
+    value = next_value(sac, next_state, generator)
+    target = config.reward_scale * batch.reward + config.gamma * ~batch.terminated * value
+    return {
+        "bellman": bellman(sac, state, batch.action, target),
+        "kl": config.kl_weight * belief.kl_to_prior().sum(),
+        **actor_losses(sac, state.detach(), generator),
+    }
+
+
+class Pearl:
+    """Meta-trains `PearlNetworks` on the replay of a fixed set of training tasks."""
+
+    def __init__(
+        self, config: PearlConfig, spec: Spec, *, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
+        """Build networks with weights drawn from `seed`, and empty replay."""
+        self.config, self.spec, self.device = config, spec, torch.device(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.networks = PearlNetworks(spec, config).to(device)
+        trained = [p for p in self.networks.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        self.task_generator = torch.Generator().manual_seed(seed + 1)
+        self.generator = torch.Generator(device).manual_seed(seed + 2)
+        self.train_tasks: TaskBatch | None = None
+        obs, actions = (spec.obs_dim,), tuple(self.networks.sac.low.shape)
+        shapes = {"obs": obs, "action": actions, "reward": (), "next_obs": obs}
+        fields: dict[str, Field] = {name: (s, torch.float32) for name, s in shapes.items()}
+        fields["terminated"] = ((), torch.bool)
+        x: dict[str, Field] = {"x": ((self.networks.context_dim,), torch.float32)}
+        folder = Path(config.replay_folder) if config.replay_folder else None
+        tasks, room = config.train_tasks, (config.capacity, config.context_capacity)
+        self.replay = MultiTaskReplay(tasks, room[0], fields, device=device, folder=folder)
+        self.contexts = MultiTaskReplay(tasks, room[1], x, device=device)
+
+    def policy(self, deterministic: bool = True) -> PearlPolicy:
+        """The present policy; its latents are drawn, also when its actions are not."""
+        generator = torch.Generator(self.device).manual_seed(0)
+        return PearlPolicy(self.networks, self.config.prior_episodes, deterministic, generator)
+
+    def buffers(self) -> dict[str, MultiTaskReplay]:
+        """The replay and the contexts."""
+        return {"replay": self.replay, "contexts": self.contexts}
+
+    def train_step(self, env: VectorEnv, progress: float) -> dict[str, float]:
+        """Visit some training tasks, then update on the replay of all of them."""
+        config, generator = self.config, self.task_generator
+        if self.train_tasks is None:
+            # Drawn from the seed alone, so that a resumed run draws the same.
+            drawn = torch.Generator().manual_seed(generator.initial_seed())
+            self.train_tasks = env.family.sample_tasks(config.train_tasks, "train", drawn)
+        steps = 0 if bool(self.replay.size.any()) else self.begin(env)
+        ids = torch.randperm(config.train_tasks, generator=generator)[: config.collect_tasks]
+        explorer = PearlPolicy(self.networks, config.prior_episodes, False, self.generator)
+        episodes = config.prior_episodes + config.posterior_episodes
+        rollout = self.collect(env, ids, explorer, episodes, every=config.posterior_in_context)
+        steps += rollout.steps
+        returns = rollout.per_episode(rollout.reward, episodes).mean((0, 1)).tolist()
+        rates = config.learning_rate, config.final_learning_rate
+        set_learning_rate(self.optimizer, *rates, progress)
+        figures = self.learn()
+        return {"steps": steps, "return_first": returns[0], "return_last": returns[-1], **figures}
+
+    def begin(self, env: VectorEnv) -> int:
+        """Visit every training task for the first time; the number of steps taken."""
+        config, sac, steps = self.config, self.networks.sac, 0
+        explorer: AdaptivePolicy = RepeatedActions(sac.low, sac.high, self.generator)
+        if config.initial_actions == "policy":
+            explorer = PearlPolicy(self.networks, config.initial_episodes, False, self.generator)
+        for first in range(0, config.train_tasks, config.collect_tasks):
+            # The last group is filled up: the number of worlds is what it is.
+            ids = torch.arange(first, first + config.collect_tasks) % config.train_tasks
+            steps += self.collect(env, ids, explorer, config.initial_episodes, every=True).steps
+        return steps
+
+    def collect(
+        self, env: VectorEnv, ids: Tensor, explorer: AdaptivePolicy, episodes: int, every: bool
+    ) -> Rollout:
+        """Run a trial in every world of the tasks `ids`; their contexts begin anew with it.
+
+        The contexts are `every` episode, or those with z from the prior.
+        """
+        env.set_tasks(cast(TaskBatch, self.train_tasks)[ids])
+        rollout = run_trials(explorer, env, episodes)
+        flat = rollout.flat()
+        tasks = ids.to(self.device).repeat_interleave(rollout.obs.shape[2])
+        valid, start = flat["valid"], flat["elapsed"] == 0
+        obs, action, next_obs = flat["obs"], flat["action"], flat["final_obs"]
+        self.replay.add(
+            tasks,
+            valid,
+            start,
+            obs=obs,
+            action=self.networks.sac.from_env(action),
+            reward=flat["dense_reward"],
+            next_obs=next_obs,
+            terminated=flat["terminated"],
+        )
+        shown = valid & ((flat["episode"] < self.config.prior_episodes) | every)
+        x = self.networks.transition(obs, action, flat["reward"], next_obs)
+        self.contexts.clear(ids.to(self.device))
+        self.contexts.add(tasks, shown, start, x=x)
+        return rollout
+
+    def learn(self) -> dict[str, float]:
+        """One iteration's updates; the mean of their losses."""
+        records = [self.update(self.sample()) for _ in range(self.config.updates)]
+        means = {name: torch.stack([r[name] for r in records]).mean() for name in records[0]}
+        return {f"loss/{name}": float(x) for name, x in means.items()}
+
+    def sample(self) -> Batch:
+        """Tasks, transitions and contexts of an update."""
+        config, generator = self.config, self.generator
+        tasks = torch.randint(
+            config.train_tasks, (config.meta_batch,), generator=generator, device=self.device
+        )
+        context, mask = self.sample_context(tasks)
+        rows = self.replay.sample(tasks, config.batch, generator)
+        return Batch(context=context, mask=mask, **rows)
+
+    def sample_context(self, tasks: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Contexts `[M, C, X]` of `tasks` and which of their transitions there are."""
+        config, generator = self.config, self.generator
+        most = config.context_episodes
+        if most == 0:
+            return self.contexts.sample(tasks, config.context, generator)["x"], None
+        rows = self.contexts.sample_sequences(tasks, most, self.spec.horizon, generator)
+        count = torch.randint(
+            1, most + 1, (len(tasks), 1, 1), generator=generator, device=self.device
+        )
+        mask = rows["mask"] & (torch.arange(most, device=self.device).view(1, -1, 1) < count)
+        return rows["x"].flatten(1, 2), mask.flatten(1, 2)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient step of all networks, then the targets follow.
+
+        Raises:
+            TrainingError: if a gradient is not finite.
+        """
+        networks, config = self.networks, self.config
+        terms = losses(networks, batch, config, self.generator)
+        total = torch.stack(list(terms.values())).sum()
+        gradient_step(total, self.optimizer, math.inf, "pearl")
+        networks.sac.follow(config.tau)
+        return {name: x.detach() for name, x in terms.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters, optimiser and random state; the replay is in `buffers`."""
+        return {
+            "networks": self.networks.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "task_generator": self.task_generator.get_state(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly from `state`."""
+        self.networks.load_state_dict(state["networks"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.task_generator.set_state(state["task_generator"].cpu())
+        self.generator.set_state(state["generator"].cpu())

@@ -1,0 +1,138 @@
+"""Encoders of context: from transitions `(s, a, r[, s'])` of a task to a belief over its latent.
+
+Both encoders can be read in two ways that agree: `forward` takes whole batches of contexts while
+learning, and `start`, `absorb`, `belief` take one transition after the other while acting, at a
+cost and a memory that do not grow with the trial.
+
+Shapes: `M` contexts, `C` transitions of a context, `X` numbers of a transition, `Z` latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarl.networks import relu_mlp
+
+MIN_VARIANCE = 1e-7
+
+
+@dataclass(frozen=True)
+class Belief:
+    """A diagonal Gaussian over the latents of M tasks."""
+
+    mean: Tensor
+    """`[M, Z]`"""
+    var: Tensor
+    """`[M, Z]`"""
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw latents `[M, Z]`, differentiable in mean and variance."""
+        device = self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device)
+        return self.mean + self.var.sqrt() * noise
+
+    def kl_to_prior(self) -> Tensor:
+        """KL(q || N(0, I)) of each task `[M]`, summed over the latent's dimensions."""
+        return 0.5 * (self.var + self.mean.square() - 1.0 - self.var.log()).sum(-1)
+
+
+def product_of_gaussians(mean: Tensor, var: Tensor, mask: Tensor | None = None) -> Belief:
+    """The normalised product over the factors of a context: precisions add up.
+
+    q(z) ∝ Π_n N(z; μ_n, σ²_n)  ⇒  1/σ² = Σ 1/σ²_n,  μ = σ² Σ μ_n/σ²_n   (Rakelly et al. 2019, 4.2)
+
+    Args:
+        mean: `[M, C, Z]`.
+        var: `[M, C, Z]`.
+        mask: bool `[M, C]`, which factors there are; all by default.
+    """
+    precision = 1.0 / var
+    if mask is not None:
+        precision = precision * mask.unsqueeze(-1)
+    return _normalise((mean * precision).sum(-2), precision.sum(-2))
+
+
+def _normalise(shift: Tensor, precision: Tensor) -> Belief:
+    """Σ μ_n/σ²_n and Σ 1/σ²_n as mean and variance; without any factor it is N(0, I)."""
+    empty = precision == 0
+    var = 1.0 / torch.where(empty, 1.0, precision)
+    return Belief(torch.where(empty, 0.0, shift * var), var.clamp(min=MIN_VARIANCE))
+
+
+class ProductEncoder(nn.Module):
+    """One Gaussian factor a transition, whatever their order (Rakelly et al. 2019, section 4.2)."""
+
+    def __init__(self, inputs: int, layers: tuple[int, ...], latent: int) -> None:
+        """Map transitions `[..., inputs]` to factors over `latent` dimensions."""
+        super().__init__()
+        self.latent = latent
+        self.body = relu_mlp([inputs, *layers], 2 * latent, last=3e-3)
+
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance `[..., Z]` of the factor of each transition `[..., X]`."""
+        mean, raw = self.body(x).chunk(2, -1)
+        return mean, F.softplus(raw).clamp(min=MIN_VARIANCE)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Belief:
+        """The belief after contexts `[M, C, X]`, of which `mask` bool `[M, C]` exist."""
+        return product_of_gaussians(*self.factors(x), mask)
+
+    def start(self, worlds: int) -> Tensor:
+        """Nothing seen: `[worlds, 2 Z]`, the sums of μ/σ² and of 1/σ²."""
+        return next(self.parameters()).new_zeros(worlds, 2 * self.latent)
+
+    def absorb(self, state: Tensor, x: Tensor) -> Tensor:
+        """The state after one more transition `[worlds, X]`."""
+        mean, var = self.factors(x)
+        return state + torch.cat([mean / var, 1.0 / var], -1)
+
+    def belief(self, state: Tensor) -> Belief:
+        """The belief that `state` stands for."""
+        return _normalise(*state.chunk(2, -1))
+
+
+class RecurrentEncoder(nn.Module):
+    """A GRU over the context in its order; the belief is read off its last state."""
+
+    def __init__(self, inputs: int, layers: tuple[int, ...], latent: int) -> None:
+        """Map transitions `[..., inputs]` to beliefs over `latent` dimensions."""
+        super().__init__()
+        self.body = relu_mlp([inputs, *layers[:-1]], layers[-1])
+        self.gru = nn.GRU(layers[-1], layers[-1])
+        self.head = nn.Linear(layers[-1], 2 * latent)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Belief:
+        """The belief after contexts `[M, C, X]`, of which `mask` bool `[M, C]` exist."""
+        if mask is not None:
+            # What exists moves to the front, in its order: the state there is free of the rest.
+            order = (~mask).byte().argsort(dim=1, stable=True)
+            x = x.gather(1, order.unsqueeze(-1).expand_as(x))
+        states, _ = self.gru(self.body(x).relu().transpose(0, 1))
+        if mask is None:
+            return self.belief(states[-1])
+        states = torch.cat([torch.zeros_like(states[:1]), states])
+        return self.belief(states[mask.sum(-1), torch.arange(len(x), device=x.device)])
+
+    def start(self, worlds: int) -> Tensor:
+        """Nothing seen: the state `[worlds, hidden]` is zero."""
+        return next(self.parameters()).new_zeros(worlds, self.gru.hidden_size)
+
+    def absorb(self, state: Tensor, x: Tensor) -> Tensor:
+        """The state after one more transition `[worlds, X]`."""
+        last: Tensor = self.gru(self.body(x).relu().unsqueeze(0), state.unsqueeze(0))[1]
+        return last.squeeze(0)
+
+    def belief(self, state: Tensor) -> Belief:
+        """The belief that `state` stands for; N(0, I) where nothing has been seen."""
+        mean, raw = self.head(state).chunk(2, -1)
+        empty = (state == 0).all(-1, keepdim=True)
+        var = F.softplus(raw).clamp(min=MIN_VARIANCE)
+        return Belief(torch.where(empty, 0.0, mean), torch.where(empty, 1.0, var))
+
+
+Encoder = ProductEncoder | RecurrentEncoder
+ENCODERS: dict[str, type[Encoder]] = {"product": ProductEncoder, "recurrent": RecurrentEncoder}
