@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import tempfile
+import tracemalloc
 import warnings
 import zipfile
 from collections import namedtuple
@@ -26,7 +27,7 @@ from metarl.checkpoint import (
     save_checkpoint,
 )
 from metarl.errors import UsageError
-from metarl.states import encode_manifest
+from metarl.states import DamagedError, encode_manifest
 
 Pair = namedtuple("Pair", "a b")
 
@@ -48,6 +49,23 @@ def states_of(step):
         "env": {"qpos": torch.randn(5, 3, generator=generator, dtype=torch.float64), "tasks": None},
         "trainer": {"steps": step, "python": random.getstate()},
     }
+
+
+class Memory:
+    """A stream: bytes that follow from the step, written in small pieces."""
+
+    def __init__(self, step=0, pieces=50):
+        self.content = bytes([step % 256]) * 1000
+        self.pieces = pieces
+
+    def write(self, file):
+        for _ in range(self.pieces):
+            file.write(memoryview(self.content))
+
+    def read(self, file):
+        self.content = file.read(1000)
+        if len(self.content) + len(file.read()) != 1000 * self.pieces:
+            raise DamagedError("the memory is of another size")
 
 
 def equal(a, b):
@@ -81,7 +99,8 @@ def two(tmp_path):
     """A folder with good checkpoints of steps 10 and 20, and their states."""
     states = {step: states_of(step) for step in (10, 20)}
     for step, named in states.items():
-        save_checkpoint(tmp_path, step, named, labels={"agent": "rl2"})
+        memories = {"memory": Memory(step)}
+        save_checkpoint(tmp_path, step, named, streams=memories, labels={"agent": "rl2"})
     return tmp_path, states
 
 
@@ -112,6 +131,47 @@ def test_only_the_named_states_are_loaded(two):
     assert loaded.states.keys() == {"agent"} and equal(loaded.states["agent"], states[20]["agent"])
     with pytest.raises(UsageError, match="has no state 'replay'"):
         load_checkpoint(root, names=["replay"])
+
+
+def test_streams_are_read_when_asked_for(two):
+    loaded, memory = load_checkpoint(two[0]), Memory()
+    assert loaded.states.keys() == {"agent", "env", "trainer"}
+    assert loaded.streams == {"memory": two[0] / "step-000000020" / "memory.bin"}
+    loaded.read_streams({"memory": memory})
+    assert memory.content == Memory(20).content
+
+
+@pytest.mark.parametrize(
+    ("streams", "expected"),
+    [
+        ({}, "it holds the memories memory, not none"),
+        ({"memory": Memory(), "more": Memory()}, "it holds the memories memory, not memory, more"),
+        ({"memory": Memory(pieces=49)}, "memory: the memory is of another size"),
+    ],
+)
+def test_streams_that_do_not_fit_are_refused(two, streams, expected):
+    with pytest.raises(UsageError) as caught:
+        load_checkpoint(two[0]).read_streams(streams)
+    assert str(caught.value) == expected
+
+
+def test_a_stream_that_vanishes_is_named(two):
+    loaded = load_checkpoint(two[0])
+    (two[0] / "step-000000020" / "memory.bin").unlink()
+    with pytest.raises(UsageError, match=r"memory cannot be read \(No such file"):
+        loaded.read_streams({"memory": Memory()})
+
+
+def test_a_stream_is_never_whole_in_memory(tmp_path):
+    tracemalloc.start()
+    try:
+        save_checkpoint(tmp_path, 1, {}, streams={"memory": Memory(pieces=50_000)})
+        load_checkpoint(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "step-000000001" / "memory.bin").stat().st_size == 50_000_000
+    assert peak < 4_000_000
 
 
 def test_the_newest_two_are_kept_and_leftovers_of_a_kill_removed(two):
@@ -197,6 +257,19 @@ def damage_missing(newest):
     (newest / "trainer.pt").unlink()
 
 
+def damage_stream_truncated(newest):
+    with (newest / "memory.bin").open("r+b") as file:
+        file.truncate(100)
+
+
+def damage_stream_missing(newest):
+    (newest / "memory.bin").unlink()
+
+
+def damage_stream_of_another_step(newest):
+    shutil.copy(newest.parent / "step-000000010" / "memory.bin", newest / "memory.bin")
+
+
 def damage_swap(newest):
     (newest / "agent.pt").rename(newest / "a")
     (newest / "env.pt").rename(newest / "agent.pt")
@@ -243,6 +316,13 @@ def damage_manifest_names_a_file_outside(newest):
     (newest / "manifest.json").write_bytes(encode_manifest(content))
 
 
+def damage_manifest_names_a_file_of_another_kind(newest):
+    content = json.loads((newest / "manifest.json").read_text())["content"]
+    content["files"]["memory.exe"] = content["files"].pop("memory.bin")
+    (newest / "memory.bin").rename(newest / "memory.exe")
+    (newest / "manifest.json").write_bytes(encode_manifest(content))
+
+
 def damage_manifest_is_nested_without_end(newest):
     (newest / "manifest.json").write_text("[" * 100_000)
 
@@ -257,6 +337,9 @@ def test_damage_falls_back_to_the_previous_checkpoint_with_a_warning(two, name):
     with pytest.warns(CheckpointWarning, match="going on from step-000000010"):
         loaded = load_checkpoint(root)
     assert equal(loaded.states, states[10])
+    memory = Memory()
+    loaded.read_streams({"memory": memory})
+    assert memory.content == Memory(10).content
 
 
 def test_no_good_checkpoint_is_one_sentence(two):
@@ -349,15 +432,16 @@ def test_the_attacks_would_work_without_protection(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, 100, 2000, 70_000, 100_000])
-def test_a_write_that_fails_leaves_the_last_checkpoint_intact(two, limit):
+@pytest.mark.parametrize("streams", [{}, {"memory": Memory(30, pieces=150)}])
+def test_a_write_that_fails_leaves_the_last_checkpoint_intact(two, limit, streams):
     root, states = two
-    large = {**states_of(30), "replay": {"x": torch.zeros(50_000)}}
+    large = {**states_of(30), "x": {} if streams else {"x": torch.zeros(50_000)}}
     before = {file: file.read_bytes() for file in files_in(root)}
     with file_size_limit(limit), pytest.raises(UsageError) as caught:
-        save_checkpoint(root, 30, large)
+        save_checkpoint(root, 30, large, streams=streams)
     message = str(caught.value)
     assert str(root / "step-000000030") in message and "step-000000020, is intact" in message
-    assert int(message.split("(")[1].split(" bytes needed")[0]) > 200_000
+    assert int(message.split("(")[1].split(" bytes needed")[0]) > 150_000
     assert {file: file.read_bytes() for file in files_in(root)} == before
     assert equal(load_checkpoint(root).states, states[20])
 
@@ -424,3 +508,5 @@ def test_what_could_not_be_loaded_safely_is_not_saved(tmp_path, value):
 def test_state_names_are_plain(tmp_path, name):
     with pytest.raises(TypeError, match="must be lower-case"):
         save_checkpoint(tmp_path, 1, {name: {}})
+    with pytest.raises(TypeError, match="must be lower-case"):
+        save_checkpoint(tmp_path, 1, {}, streams={name: Memory()})

@@ -21,6 +21,7 @@ from metarl.envs.gridnavi import GridNavi
 from metarl.errors import TrainingError, UsageError
 from metarl.interruption import Interrupted, catch_signals
 from metarl.networks import RunningNorm
+from metarl.replay import MultiTaskReplay
 from metarl.rollout import run_trials
 from metarl.runs import RunConfig, RunFolder
 from metarl.training import TrainingConfig, train
@@ -58,12 +59,14 @@ class SmallPolicy:
 
 
 class SmallAgent:
-    """Has all that a real agent has: parameters, Adam, a normaliser, generators; learns nonsense.
+    """Has all that a real agent has: parameters, Adam, a normaliser, generators, replay.
+
+    What it learns is nonsense.
 
     It also draws from the global generators, as a library that it calls might.
     """
 
-    def __init__(self, seed=0, width=5, on_iteration=lambda number: None):
+    def __init__(self, seed=0, width=5, capacity=25, on_iteration=lambda number: None):
         torch.manual_seed(seed)
         space = FAMILY.observation_space
         self.norm = RunningNorm(space.shape[0])
@@ -71,14 +74,17 @@ class SmallAgent:
         self.optimizer = torch.optim.Adam(self.layer.parameters(), 1e-2)
         self.generator = torch.Generator().manual_seed(seed)
         self.on_iteration, self.iterations, self.progress = on_iteration, 0, []
-        self.memories = {}
+        self.replay = MultiTaskReplay(4, capacity, {"reward": ((), torch.float32)})
 
     def train_step(self, env, progress):
         self.iterations += 1
         self.progress.append(progress)
         env.set_tasks(env.family.sample_tasks(env.num_envs, "train", self.generator))
         rollout = run_trials(SmallPolicy(self.layer, self.norm, self.generator), env, 2)
-        noise = torch.rand(1) + random.random() + float(np.random.rand())
+        tasks, new = torch.arange(env.num_envs), rollout.flat()
+        self.replay.add(tasks, new["valid"], reward=new["reward"])
+        old = self.replay.sample(tasks, 3, self.generator)["reward"].mean()
+        noise = torch.rand(1) + random.random() + float(np.random.rand()) + old
         loss = torch.softmax(self.layer(self.norm(rollout.obs)), -1)[..., 0].mean() * noise
         self.optimizer.zero_grad()
         loss.sum().backward()
@@ -98,7 +104,7 @@ class SmallAgent:
         return SmallPolicy(self.layer, self.norm, None if deterministic else self.generator)
 
     def buffers(self):
-        return self.memories
+        return {"replay": self.replay}
 
     def state_dict(self):
         return {
@@ -137,9 +143,10 @@ def rows(path):
 
 
 def final(path):
-    """All that must be equal: the states of the last checkpoint, and metrics.jsonl."""
+    """All that must be equal: states and replay of the last checkpoint, and metrics.jsonl."""
     checkpoint = load_checkpoint(path / "checkpoints")
-    return checkpoint.step, flat(checkpoint.states), (path / "metrics.jsonl").read_bytes()
+    files = [checkpoint.streams["replay"], path / "metrics.jsonl"]
+    return checkpoint.step, flat(checkpoint.states), [file.read_bytes() for file in files]
 
 
 def flat(state, prefix=""):
@@ -258,10 +265,13 @@ def test_killed_before_saving_or_in_an_evaluation_likewise(
     assert final(tmp_path) == final(uninterrupted)
 
 
-def test_damage_to_the_newest_checkpoint_costs_an_iteration_and_no_bit(uninterrupted, tmp_path):
+@pytest.mark.parametrize("name", ["agent.pt", "replay.bin"])
+def test_damage_to_the_newest_checkpoint_costs_an_iteration_and_no_bit(
+    uninterrupted, tmp_path, name
+):
     with pytest.raises(Killed):
         start(tmp_path, on_iteration=raise_at(5, Killed()))
-    (list_checkpoints(tmp_path / "checkpoints")[0] / "agent.pt").write_bytes(b"damaged")
+    (list_checkpoints(tmp_path / "checkpoints")[0] / name).write_bytes(b"damaged")
     with pytest.warns(CheckpointWarning, match=f"going on from step-{3 * STEPS:09d}"):
         go_on(tmp_path)
     assert final(tmp_path) == final(uninterrupted)
@@ -347,11 +357,20 @@ def test_a_checkpoint_of_another_agent_is_refused(uninterrupted, tmp_path):
         go_on(tmp_path)
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused_in_one_sentence(uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("agent", "reason"),
+    [
+        ({"width": 4}, r"size mismatch"),
+        ({"capacity": 24}, r"replay: the saved memory has capacity 25, this one has 24"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_sentence(
+    uninterrupted, tmp_path, agent, reason
+):
     shutil.copytree(uninterrupted, tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(UsageError, match=r"does not fit: .*size mismatch") as caught:
-        go_on(tmp_path / "run", width=4)
+    with pytest.raises(UsageError, match=rf"does not fit: .*{reason}") as caught:
+        go_on(tmp_path / "run", **agent)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
