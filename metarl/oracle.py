@@ -98,6 +98,10 @@ class TaskInObservationEnv(VectorEnv):
         """The inner worlds have the physics."""
         self.inner.dump_unstable_to(folder)
 
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the inner worlds."""
+        self.inner.close(**kwargs)
+
     def state_dict(self) -> dict[str, Any]:
         """The inner worlds' state."""
         return self.inner.state_dict()
