@@ -18,14 +18,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from metarl.agents.sac import SoftActorCritic, Variant, actor_losses, bellman, next_value
-from metarl.context import ENCODERS, Belief, Encoder
-from metarl.errors import UsageError, require_between, require_positive, require_widths
+from metarl.agents.sac import SACConfig, SoftActorCritic, actor_losses, bellman, next_value
+from metarl.context import ENCODERS, Belief, Encoder, first, join
+from metarl.errors import require_between, require_widths
 from metarl.exploration import RepeatedActions
 from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
 from metarl.policy import AdaptivePolicy, Step
@@ -37,19 +37,16 @@ from metarl.vector import VectorEnv
 
 
 @dataclass(frozen=True)
-class PearlConfig:
+class PearlConfig(SACConfig):
     """Settings of PEARL."""
 
-    variant: Variant = "modern"
-    """modern: target critics, learned temperature; paper: V with a target, temperature 1"""
+    name: ClassVar[str] = "pearl"
     encoder: Literal["product", "recurrent"] = "product"
     """product of Gaussians, or a GRU over the context"""
     latent: int = 5
     """dimensions of z"""
     encoder_layers: tuple[int, ...] = (64, 64, 64)
     """hidden layers of the encoder"""
-    layers: tuple[int, ...] = (64, 64, 64)
-    """hidden layers of the policy and of the critics"""
     next_obs_in_context: bool = False
     """show the encoder the next observation too, for tasks that differ in their dynamics"""
     train_tasks: int = 100
@@ -67,49 +64,24 @@ class PearlConfig:
     posterior_in_context: bool = False
     """learn to infer from the further episodes too, not only from those with z from the prior"""
     context: int = 100
-    """transitions of a context"""
+    """transitions of a context, drawn independently"""
     context_episodes: int = 0
-    """draw contexts as 1 to this many whole episodes, as they come when adapting; 0 draws i.i.d."""
+    """half of the contexts are the first 1 to this many episodes of a trial, as when adapting"""
     context_capacity: int = 10_000
     """most recent transitions of a task that contexts are drawn from"""
-    capacity: int = 100_000
-    """transitions that the replay of a task holds"""
-    replay_folder: str = ""
-    """where to keep the replay on the disk, if it is larger than the memory"""
-    updates: int = 1000
-    """gradient steps per iteration"""
     meta_batch: int = 16
     """tasks of a gradient step"""
-    batch: int = 256
-    """transitions per task of a gradient step"""
-    learning_rate: float = 3e-4
-    """Adam's step size at the start"""
-    final_learning_rate: float = 3e-4
-    """Adam's step size at the end of the budget; linear in between"""
-    gamma: float = 0.99
-    """discount per step"""
-    tau: float = 0.005
-    """how far the targets follow at every gradient step"""
-    reward_scale: float = 5.0
-    """rewards are multiplied by this in the Bellman target"""
     kl_weight: float = 0.1
     """weight of the KL to the prior, summed over tasks and latent dimensions"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
-        counts = (
-            "latent train_tasks initial_episodes prior_episodes context updates meta_batch batch"
-        )
-        require_between(self, [*counts.split(), "context_capacity"], "pearl", 1)
-        require_between(self, ("posterior_episodes", "context_episodes", "kl_weight"), "pearl", 0)
-        require_between(self, ("gamma", "tau"), "pearl", 0, 1)
-        require_between(self, ("collect_tasks",), "pearl", 1, self.train_tasks)
-        require_positive(self, ("learning_rate", "reward_scale"), "pearl")
-        require_widths(self, ("layers", "encoder_layers"), "pearl")
-        if self.capacity < self.batch:
-            raise UsageError(
-                f"pearl: capacity must be at least one batch ({self.batch}), got {self.capacity}"
-            )
+        super().__post_init__()
+        counts = ("latent", "train_tasks", "initial_episodes", "prior_episodes", "context")
+        require_between(self, (*counts, "meta_batch", "context_capacity"), self.name, 1)
+        require_between(self, ("posterior_episodes", "context_episodes", "kl_weight"), self.name, 0)
+        require_between(self, ("collect_tasks",), self.name, 1, self.train_tasks)
+        require_widths(self, ("encoder_layers",), self.name)
 
 
 class PearlNetworks(nn.Module):
@@ -270,9 +242,9 @@ class Pearl:
         explorer: AdaptivePolicy = RepeatedActions(sac.low, sac.high, self.generator)
         if config.initial_actions == "policy":
             explorer = PearlPolicy(self.networks, config.initial_episodes, False, self.generator)
-        for first in range(0, config.train_tasks, config.collect_tasks):
+        for begin in range(0, config.train_tasks, config.collect_tasks):
             # The last group is filled up: the number of worlds is what it is.
-            ids = torch.arange(first, first + config.collect_tasks) % config.train_tasks
+            ids = torch.arange(begin, begin + config.collect_tasks) % config.train_tasks
             steps += self.collect(env, ids, explorer, config.initial_episodes, every=True).steps
         return steps
 
@@ -287,12 +259,11 @@ class Pearl:
         rollout = run_trials(explorer, env, episodes)
         flat = rollout.flat()
         tasks = ids.to(self.device).repeat_interleave(rollout.obs.shape[2])
-        valid, start = flat["valid"], flat["elapsed"] == 0
+        valid = flat["valid"]
         obs, action, next_obs = flat["obs"], flat["action"], flat["final_obs"]
         self.replay.add(
             tasks,
             valid,
-            start,
             obs=obs,
             action=self.networks.sac.from_env(action),
             reward=flat["dense_reward"],
@@ -302,7 +273,7 @@ class Pearl:
         shown = valid & ((flat["episode"] < self.config.prior_episodes) | every)
         x = self.networks.transition(obs, action, flat["reward"], next_obs)
         self.contexts.clear(ids.to(self.device))
-        self.contexts.add(tasks, shown, start, x=x)
+        self.contexts.add(tasks, shown, x=x)
         return rollout
 
     def learn(self) -> dict[str, float]:
@@ -323,16 +294,17 @@ class Pearl:
 
     def sample_context(self, tasks: Tensor) -> tuple[Tensor, Tensor | None]:
         """Contexts `[M, C, X]` of `tasks` and which of their transitions there are."""
-        config, generator = self.config, self.generator
-        most = config.context_episodes
-        if most == 0:
+        config, generator, horizon = self.config, self.generator, self.spec.horizon
+        if config.context_episodes == 0:
             return self.contexts.sample(tasks, config.context, generator)["x"], None
-        rows = self.contexts.sample_sequences(tasks, most, self.spec.horizon, generator)
-        count = torch.randint(
-            1, most + 1, (len(tasks), 1, 1), generator=generator, device=self.device
+        alone, trials = tasks.tensor_split(2)
+        x = self.contexts.sample(alone, config.context, generator)["x"]
+        length = horizon * config.context_episodes
+        begun = self.contexts.sample_sequences(trials, 1, length, generator)
+        episodes = torch.randint(
+            1, config.context_episodes + 1, (len(trials),), generator=generator, device=self.device
         )
-        mask = rows["mask"] & (torch.arange(most, device=self.device).view(1, -1, 1) < count)
-        return rows["x"].flatten(1, 2), mask.flatten(1, 2)
+        return join(x, begun["x"][:, 0], first(begun["mask"][:, 0], horizon * episodes))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step of all networks, then the targets follow.

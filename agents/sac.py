@@ -10,19 +10,63 @@ Shapes: `S` state, `A` action, `E` = 2 critics; all else are batch dimensions `.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from metarl.errors import UsageError
+from metarl.errors import UsageError, require_between, require_positive, require_widths
 from metarl.networks import EnsembleMLP, TanhGaussianHead, relu_mlp
 
 Variant = Literal["modern", "paper"]
 
 REGULARISATION = 1e-3
 """weight of the squared mean and log standard deviation of the policy (variant paper)"""
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Settings of SAC on replay."""
+
+    name: ClassVar[str] = "sac"
+    """what error messages call the agent"""
+    variant: Variant = "modern"
+    """modern: target critics, learned temperature; paper: V with a target, temperature 1"""
+    layers: tuple[int, ...] = (64, 64, 64)
+    """hidden layers of the policy and of the critics"""
+    capacity: int = 100_000
+    """transitions that the replay of a task holds"""
+    replay_folder: str = ""
+    """where to keep the replay on the disk, if it is larger than the memory"""
+    updates: int = 1000
+    """gradient steps per iteration"""
+    batch: int = 256
+    """transitions per task of a gradient step"""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start"""
+    final_learning_rate: float = 3e-4
+    """Adam's step size at the end of the budget; linear in between"""
+    gamma: float = 0.99
+    """discount per step"""
+    tau: float = 0.005
+    """how far the targets follow at every gradient step"""
+    reward_scale: float = 5.0
+    """rewards are multiplied by this in the Bellman target"""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for values that cannot train."""
+        require_between(self, ("updates", "batch"), self.name, 1)
+        require_between(self, ("gamma", "tau"), self.name, 0, 1)
+        require_between(self, ("final_learning_rate",), self.name, 0)
+        require_positive(self, ("learning_rate", "reward_scale"), self.name)
+        require_widths(self, ("layers",), self.name)
+        if self.capacity < self.batch:
+            raise UsageError(
+                f"{self.name}: capacity must be at least one batch ({self.batch}), got "
+                f"{self.capacity}"
+            )
 
 
 class SoftActorCritic(nn.Module):

@@ -63,6 +63,24 @@ def _normalise(shift: Tensor, precision: Tensor) -> Belief:
     return Belief(torch.where(empty, 0.0, shift * var), var.clamp(min=MIN_VARIANCE))
 
 
+def first(mask: Tensor, count: Tensor) -> Tensor:
+    """Of contexts with `mask` bool `[M, C]` the first `count` int64 `[M]` transitions at most."""
+    return mask & (torch.arange(mask.shape[1], device=mask.device) < count.unsqueeze(-1))
+
+
+def join(full: Tensor, partial: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Contexts `[M, C, X]` that exist as a whole, before others of which `mask` `[M', C']` exists.
+
+    Returns:
+        `[M + M', max(C, C'), X]` and its mask; the shorter ones are padded with zeros.
+    """
+    length = max(full.shape[1], partial.shape[1])
+    there = torch.ones(full.shape[:2], dtype=torch.bool, device=full.device)
+    parts, masks = (full, partial), (there, mask)
+    x = torch.cat([F.pad(part, (0, 0, 0, length - part.shape[1])) for part in parts])
+    return x, torch.cat([F.pad(known, (0, length - known.shape[1])) for known in masks])
+
+
 class ProductEncoder(nn.Module):
     """One Gaussian factor a transition, whatever their order (Rakelly et al. 2019, section 4.2)."""
 
