@@ -27,7 +27,7 @@ def gradient_step(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True))
     if not norm < float("inf"):
         raise TrainingError(f"{who}: the gradient is not finite (norm {norm})")
     optimizer.step()

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.distributions import Categorical, Independent, Normal
 
-from metarl.networks import CategoricalHead, GaussianHead, RunningNorm
+from metarl.networks import (
+    CategoricalHead,
+    EnsembleMLP,
+    GaussianHead,
+    RunningNorm,
+    prefers_onednn,
+    relu_mlp,
+)
 
 
 def test_running_norm_equals_the_statistics_of_all_rows() -> None:
@@ -45,3 +53,32 @@ def test_samples_follow_the_distribution() -> None:
     draws = head.sample(torch.full((100_000, 1), 3.0), generator)
     assert abs(float(draws.detach().mean()) - 3.0) < 0.03
     assert abs(float(draws.detach().std().log()) - 0.7) < 0.01
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_wide_and_narrow_layers_compute_the_same(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    """What oneDNN is given and what torch keeps agree, values and gradients, to rounding."""
+    torch.manual_seed(0)
+    critics, actor = EnsembleMLP(2, [9, 128, 128], last=0.1), relu_mlp([9, 128, 128], 3)
+    x = torch.randn(16, 40, 9, requires_grad=True)
+    results, used = [], []
+    for allowed in (True, False):
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda allowed=allowed: allowed)
+        used.append(prefers_onednn(x.flatten(0, 1), 128))
+        q, mean = critics(x, frozen), actor(x)
+        assert q.shape == (2, 16, 40) and mean.shape == (16, 40, 3)
+        over = [x, *([] if frozen else critics.parameters()), *actor.parameters()]
+        loss = q.square().sum() + mean.square().sum()
+        results.append([q, mean, *torch.autograd.grad(loss, over)])
+    assert used == [True, False]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+    expected = torch.stack([_by_hand(x, critics, head) for head in range(2)])
+    torch.testing.assert_close(results[0][0], expected, rtol=1e-4, atol=1e-4)
+
+
+def _by_hand(x: torch.Tensor, critics: EnsembleMLP, head: int) -> torch.Tensor:
+    for k, (weight, bias) in enumerate(zip(critics.weights, critics.biases, strict=True)):
+        x = (x.relu() if k else x) @ weight[head] + bias[head]
+    return x.squeeze(-1)
