@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from metarl.agents.sac import SACConfig, SoftActorCritic, actor_losses, bellman, next_value
-from metarl.context import ENCODERS, Belief, Encoder, first, join
+from metarl.context import ENCODERS, Encoder, first, join
 from metarl.errors import require_between, require_widths
 from metarl.exploration import RepeatedActions
 from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
@@ -41,8 +41,8 @@ class PearlConfig(SACConfig):
     """Settings of PEARL."""
 
     name: ClassVar[str] = "pearl"
-    encoder: Literal["product", "recurrent"] = "product"
-    """product of Gaussians, or a GRU over the context"""
+    encoder: Literal["product", "likelihood", "recurrent"] = "product"
+    """product of Gaussians, likelihoods that weigh the prior, or a GRU over the context"""
     latent: int = 5
     """dimensions of z"""
     encoder_layers: tuple[int, ...] = (64, 64, 64)
@@ -56,17 +56,23 @@ class PearlConfig(SACConfig):
     initial_actions: Literal["policy", "repeated"] = "policy"
     """before the first update act by the untrained policy, or repeat one action for an episode"""
     initial_episodes: int = 10
-    """episodes in every world of every training task before the first update, z from the prior"""
+    """episodes in every world of every training task before the first update"""
+    initial_updates: int = 0
+    """gradient steps on what these episodes brought, before the tasks are visited again"""
     prior_episodes: int = 2
     """episodes of a trial with z from the prior; from then on it is from the belief"""
     posterior_episodes: int = 3
     """further episodes of a trial while collecting"""
+    deterministic: float = 0.0
+    """share of the worlds that act by the mean while collecting, as they do when adapting"""
     posterior_in_context: bool = False
     """learn to infer from the further episodes too, not only from those with z from the prior"""
     context: int = 100
     """transitions of a context, drawn independently"""
-    context_episodes: int = 0
-    """half of the contexts are the first 1 to this many episodes of a trial, as when adapting"""
+    independent: float = 1.0
+    """share of the contexts that are drawn independently, as published"""
+    context_episodes: int = 4
+    """the others are the first 1 to this many episodes of a trial, as they come when adapting"""
     context_capacity: int = 10_000
     """most recent transitions of a task that contexts are drawn from"""
     meta_batch: int = 16
@@ -77,9 +83,12 @@ class PearlConfig(SACConfig):
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
         super().__post_init__()
-        counts = ("latent", "train_tasks", "initial_episodes", "prior_episodes", "context")
-        require_between(self, (*counts, "meta_batch", "context_capacity"), self.name, 1)
-        require_between(self, ("posterior_episodes", "context_episodes", "kl_weight"), self.name, 0)
+        counts = "latent train_tasks initial_episodes prior_episodes meta_batch"
+        contexts = "context context_episodes context_capacity"
+        require_between(self, [*counts.split(), *contexts.split()], self.name, 1)
+        others = ("posterior_episodes", "initial_updates", "kl_weight")
+        require_between(self, others, self.name, 0)
+        require_between(self, ("independent", "deterministic"), self.name, 0, 1)
         require_between(self, ("collect_tasks",), self.name, 1, self.train_tasks)
         require_widths(self, ("encoder_layers",), self.name)
 
@@ -90,12 +99,12 @@ class PearlNetworks(nn.Module):
     def __init__(self, spec: Spec, config: PearlConfig) -> None:
         """Build the networks for the spaces of `spec`."""
         super().__init__()
-        states, latent = spec.obs_dim + config.latent, config.latent
+        states = spec.obs_dim + config.latent
         self.sac = SoftActorCritic(states, spec.action_space, config.layers, config.variant)
-        self.context_dim = spec.obs_dim + len(self.sac.low) + 1
-        self.context_dim += spec.obs_dim * config.next_obs_in_context
-        kind = ENCODERS[config.encoder]
-        self.encoder: Encoder = kind(self.context_dim, config.encoder_layers, latent)
+        shown = spec.obs_dim * (1 + config.next_obs_in_context)
+        self.context_dim = shown + len(self.sac.low) + 1
+        encoder = ENCODERS[config.encoder]
+        self.encoder: Encoder = encoder(self.context_dim, config.encoder_layers, config.latent)
 
     def transition(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor) -> Tensor:
         """What the encoder sees of a transition: [s, a, r] or [s, a, r, s'], `[..., X]`."""
@@ -110,10 +119,13 @@ class PearlPolicy:
         self,
         networks: PearlNetworks,
         prior_episodes: int,
-        deterministic: bool,
+        deterministic: float,
         generator: torch.Generator,
     ) -> None:
-        """Draw z from the prior for `prior_episodes`, then from the belief."""
+        """Draw z from the prior for `prior_episodes`, then from the belief.
+
+        A share `deterministic` of the worlds of each task act by the mean, the others draw.
+        """
         self.networks, self.prior_episodes = networks, prior_episodes
         self.deterministic, self.generator = deterministic, generator
 
@@ -122,19 +134,20 @@ class PearlPolicy:
         worlds = num_tasks * worlds_per_task
         self.state = self.networks.encoder.start(worlds)
         self.episode = torch.zeros(worlds, dtype=torch.int64, device=self.state.device)
+        steady = torch.arange(worlds_per_task) < self.deterministic * worlds_per_task
+        self.steady = steady.repeat(num_tasks).to(self.state.device)
         self.z = self._draw(torch.zeros_like(self.episode, dtype=torch.bool))
 
     def _draw(self, informed: Tensor) -> Tensor:
         """New latents `[B, Z]`: from the belief where `informed`, else from the prior."""
-        belief, informed = self.networks.encoder.belief(self.state), informed.unsqueeze(-1)
-        mean = torch.where(informed, belief.mean, 0.0)
-        return Belief(mean, torch.where(informed, belief.var, 1.0)).sample(self.generator)
+        belief = self.networks.encoder.belief(self.state)
+        return belief.where(informed).sample(self.generator)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Choose actions `[B, A]` for `obs` `[B, O]` as if z were the truth."""
         sac, state = self.networks.sac, torch.cat([obs, self.z], -1)
-        self.obs, self.action = obs, sac.act(state, self.deterministic, self.generator)
+        self.obs, self.action = obs, sac.act(state, self.steady, self.generator)
         return self.action
 
     @torch.no_grad()
@@ -152,11 +165,10 @@ class PearlPolicy:
 
 @dataclass(frozen=True)
 class Batch:
-    """Transitions of M tasks `[M, B, ...]` and a context of each `[M, C, X]`."""
+    """Transitions of M tasks `[M, B, ...]`, actions in [-1, 1], and contexts `[M, C, X]`."""
 
     obs: Tensor
     action: Tensor
-    """in [-1, 1]"""
     reward: Tensor
     next_obs: Tensor
     terminated: Tensor
@@ -224,28 +236,31 @@ class Pearl:
             # Drawn from the seed alone, so that a resumed run draws the same.
             drawn = torch.Generator().manual_seed(generator.initial_seed())
             self.train_tasks = env.family.sample_tasks(config.train_tasks, "train", drawn)
+        rates = config.learning_rate, config.final_learning_rate
+        set_learning_rate(self.optimizer, *rates, progress)
         steps = 0 if bool(self.replay.size.any()) else self.begin(env)
         ids = torch.randperm(config.train_tasks, generator=generator)[: config.collect_tasks]
-        explorer = PearlPolicy(self.networks, config.prior_episodes, False, self.generator)
+        share = config.deterministic
+        explorer = PearlPolicy(self.networks, config.prior_episodes, share, self.generator)
         episodes = config.prior_episodes + config.posterior_episodes
         rollout = self.collect(env, ids, explorer, episodes, every=config.posterior_in_context)
         steps += rollout.steps
         returns = rollout.per_episode(rollout.reward, episodes).mean((0, 1)).tolist()
-        rates = config.learning_rate, config.final_learning_rate
-        set_learning_rate(self.optimizer, *rates, progress)
         figures = self.learn()
         return {"steps": steps, "return_first": returns[0], "return_last": returns[-1], **figures}
 
     def begin(self, env: VectorEnv) -> int:
-        """Visit every training task for the first time; the number of steps taken."""
+        """Visit every training task for the first time and learn; the number of steps taken."""
         config, sac, steps = self.config, self.networks.sac, 0
         explorer: AdaptivePolicy = RepeatedActions(sac.low, sac.high, self.generator)
         if config.initial_actions == "policy":
-            explorer = PearlPolicy(self.networks, config.initial_episodes, False, self.generator)
+            explorer = PearlPolicy(self.networks, config.initial_episodes, 0.0, self.generator)
         for begin in range(0, config.train_tasks, config.collect_tasks):
             # The last group is filled up: the number of worlds is what it is.
             ids = torch.arange(begin, begin + config.collect_tasks) % config.train_tasks
             steps += self.collect(env, ids, explorer, config.initial_episodes, every=True).steps
+        for _ in range(config.initial_updates):
+            self.update(self.sample())
         return steps
 
     def collect(
@@ -282,28 +297,27 @@ class Pearl:
         means = {name: torch.stack([r[name] for r in records]).mean() for name in records[0]}
         return {f"loss/{name}": float(x) for name, x in means.items()}
 
+    def _integers(self, low: int, high: int, n: int) -> Tensor:
+        return torch.randint(low, high, (n,), generator=self.generator, device=self.device)
+
     def sample(self) -> Batch:
         """Tasks, transitions and contexts of an update."""
-        config, generator = self.config, self.generator
-        tasks = torch.randint(
-            config.train_tasks, (config.meta_batch,), generator=generator, device=self.device
-        )
+        config = self.config
+        tasks = self._integers(0, config.train_tasks, config.meta_batch)
         context, mask = self.sample_context(tasks)
-        rows = self.replay.sample(tasks, config.batch, generator)
+        rows = self.replay.sample(tasks, config.batch, self.generator)
         return Batch(context=context, mask=mask, **rows)
 
     def sample_context(self, tasks: Tensor) -> tuple[Tensor, Tensor | None]:
         """Contexts `[M, C, X]` of `tasks` and which of their transitions there are."""
         config, generator, horizon = self.config, self.generator, self.spec.horizon
-        if config.context_episodes == 0:
+        alone, trials = tasks.tensor_split([round(config.independent * len(tasks))])
+        if len(trials) == 0:
             return self.contexts.sample(tasks, config.context, generator)["x"], None
-        alone, trials = tasks.tensor_split(2)
         x = self.contexts.sample(alone, config.context, generator)["x"]
         length = horizon * config.context_episodes
         begun = self.contexts.sample_sequences(trials, 1, length, generator)
-        episodes = torch.randint(
-            1, config.context_episodes + 1, (len(trials),), generator=generator, device=self.device
-        )
+        episodes = self._integers(1, config.context_episodes + 1, len(trials))
         return join(x, begun["x"][:, 0], first(begun["mask"][:, 0], horizon * episodes))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:

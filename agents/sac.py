@@ -120,12 +120,14 @@ class SoftActorCritic(nn.Module):
         mean, log_std = self.head(self.actor(state).relu())
         return mean, log_std
 
-    def act(self, state: Tensor, deterministic: bool, generator: torch.Generator) -> Tensor:
-        """The family's actions `[..., A]` for `state` `[..., S]`: the mode, or drawn."""
+    def act(self, state: Tensor, steady: Tensor, generator: torch.Generator) -> Tensor:
+        """The family's actions `[B, A]` for `state` `[B, S]`.
+
+        They are the mode where `steady` bool `[B]`, drawn elsewhere.
+        """
         mean, log_std = self.policy(state)
-        if deterministic:
-            return self.to_env(mean.tanh())
-        return self.to_env(self.head.sample(mean, log_std, generator)[0])
+        drawn = self.head.sample(mean, log_std, generator)[0]
+        return self.to_env(torch.where(steady.unsqueeze(-1), mean.tanh(), drawn))
 
     def to_env(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1] as those of the family."""

@@ -48,6 +48,11 @@ AGENTS: dict[str, AgentEntry] = {
         "metarl.agents.pearl:PearlConfig",
         "inference over a latent task, with SAC on replay (PEARL)",
     ),
+    "pearl-paper": AgentEntry(
+        "metarl.agents.pearl:Pearl",
+        "metarl.agents.pearl:PearlConfig",
+        "the same with the published networks, batches and SAC, for a GPU",
+    ),
     "non-adaptive": AgentEntry(
         "metarl.agents.rl2:RL2",
         "metarl.agents.rl2:NonAdaptiveConfig",

@@ -26,9 +26,18 @@ from metarl.experiments.printing import write_file
 
 Array = NDArray[np.float64]
 
-COLOURS = {"rl2": "#0072B2", "non-adaptive": "#D55E00", "oracle": "#009E73"}
+COLOURS = {
+    "rl2": "#0072B2",
+    "non-adaptive": "#D55E00",
+    "oracle": "#009E73",
+    "pearl": "#CC79A7",
+    "pearl-paper": "#8C564B",
+    "sb3-ppo": "#56B4E9",
+    "sb3-sac": "#E69F00",
+    "sb3-td3": "#000000",
+}
 """Okabe and Ito's colours, which colour-blind readers can tell apart; one for each agent."""
-OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B", "#000000")
+OTHER_COLOURS = ("#7F7F7F", "#882255", "#5D3A9B", "#B8A200", "#40B0A6", "#9E2A2B")
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -51,6 +60,8 @@ STYLE: dict[Any, Any] = {
 """Matplotlib settings of all figures."""
 LEGEND_WIDTH = 105
 """letters that fit into a line of the legend"""
+LOG_RATIO = 4
+"""Training budgets that differ by more than this share a logarithmic axis."""
 MANY_EPISODES = 12
 """With more episodes than this, a line with a band replaces points with bars."""
 
@@ -217,6 +228,9 @@ def learning_curves(ax: Axes, series: Sequence[Series]) -> None:
             style: dict[str, Any] = {"color": one.colour, "linewidth": 1.4}
             ax.plot(at, [row[-1] for row in held_out], marker="o", markersize=3.5, **style)
             ax.plot(at, [row[0] for row in held_out], linestyle="--", alpha=0.7, **style)
+    budgets = [m.rows[-1]["step"] for one in series for m in one.metrics if m.rows]
+    if budgets and max(budgets) > LOG_RATIO * min(budgets):
+        ax.set_xscale("log")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set(xlabel="environment steps", title="Return of an episode while training")
 

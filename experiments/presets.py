@@ -69,19 +69,89 @@ _TRAINING: dict[str, Options] = {
 }
 
 
-# Small networks, small batches and one update per some twenty steps, for one processor core. The
-# published settings (Rakelly et al. 2019) are those of `PEARL_PAPER`; they are for a GPU.
+# Published settings (Rakelly et al. 2019 and their code), by family; they are for a GPU.
+_PEARL_PUBLISHED: Options = {
+    "variant": "paper",
+    "encoder": "product",
+    "layers": (300, 300, 300),
+    "encoder_layers": (200, 200, 200),
+    "initial_episodes": 10,
+    "updates": 2000,
+    "capacity": 1_000_000,
+}
+_POINTS_PUBLISHED: Options = {
+    **_PEARL_PUBLISHED,
+    "train_tasks": 80,
+    "initial_episodes": 10,
+    "updates": 1000,
+    "reward_scale": 100.0,
+}
+_PEARL_PAPER: dict[str, Options] = {
+    "half-cheetah-vel": _PEARL_PUBLISHED,
+    "half-cheetah-dir": {
+        **_PEARL_PUBLISHED,
+        "context": 256,
+        "meta_batch": 4,
+        "prior_episodes": 5,
+        "posterior_episodes": 5,
+    },
+    "point-dense": {
+        **_POINTS_PUBLISHED,
+        "context": 64,
+        "prior_episodes": 10,
+        "posterior_episodes": 10,
+    },
+    "point-sparse": {
+        **_POINTS_PUBLISHED,
+        "collect_tasks": 10,
+        "prior_episodes": 5,
+        "posterior_episodes": 45,
+        "posterior_in_context": True,
+        "context": 1024,
+        "gamma": 0.9,
+        "kl_weight": 1.0,
+    },
+}
+_PEARL_PAPER_TRAINING: dict[str, Options] = {
+    "half-cheetah-vel": {"total_steps": 2_700_000, "num_worlds": 5, "evaluate_every": 100_000},
+    "half-cheetah-dir": {"total_steps": 5_000_000, "num_worlds": 5, "evaluate_every": 100_000},
+    "point-dense": {"total_steps": 1_000_000, "num_worlds": 5, "evaluate_every": 50_000},
+    "point-sparse": {"total_steps": 5_000_000, "num_worlds": 10, "evaluate_every": 250_000},
+}
+
+# Small networks and batches for one processor core, and a reward scale of 1, to which the weight of
+# the KL is fitted.
+_PEARL_SMALL: Options = {
+    "encoder": "likelihood",
+    "encoder_layers": (64, 64),
+    "batch": 32,
+    "learning_rate": 1e-3,
+    "final_learning_rate": 1e-4,
+    "reward_scale": 1.0,
+    "collect_tasks": 10,
+}
 _PEARL: dict[str, Options] = {
     "half-cheetah-vel": {
+        **_PEARL_SMALL,
         "layers": (128, 128),
-        "encoder_layers": (64, 64),
-        "collect_tasks": 10,
         "initial_episodes": 2,
-        "batch": 32,
-        "learning_rate": 1e-3,
-        "final_learning_rate": 1e-4,
-        "reward_scale": 1.0,
         "kl_weight": 0.01,
+    },
+    # Random actions, each repeated for an episode, find some of the goals; from then on it is z
+    # drawn from the prior that does.
+    "point-sparse": {
+        **_PEARL_SMALL,
+        "layers": (64, 64),
+        "train_tasks": 80,
+        "initial_actions": "repeated",
+        "initial_episodes": 25,
+        "posterior_episodes": 8,
+        "posterior_in_context": True,
+        "context": 200,
+        "independent": 0.5,
+        "context_episodes": 10,
+        "gamma": 0.9,
+        "kl_weight": 0.003,
     },
 }
 
@@ -92,18 +162,33 @@ _PEARL_TRAINING: dict[str, Options] = {
         "evaluate_every": 100_000,
         "checkpoint_every": 10,
     },
+    "point-sparse": {
+        "total_steps": 1_000_000,
+        "num_worlds": 40,
+        "evaluate_every": 80_000,
+        "checkpoint_every": 5,
+    },
 }
+
+# Return after adapting counts from the third episode on; with a sparse reward it takes longer.
+_PEARL_FAMILY: dict[str, Options] = {
+    "half-cheetah-vel": {"episodes": 3},
+    "half-cheetah-dir": {"episodes": 3},
+    "point-sparse": {"episodes": 10},
+}
+
 
 def preset(agent: str, family: str) -> dict[str, Options]:
     """Defaults for training `agent` on `family`: options of the agent, the family, the trainer.
 
     The three on-policy agents share one PPO and so one preset per family.
     """
-    if agent == "pearl":
+    if agent in OFF_POLICY:
+        settings, training = OFF_POLICY[agent]
         return {
-            "agent": dict(_PEARL.get(family, {})),
-            "family": {"episodes": 3} if family == "half-cheetah-vel" else {},
-            "training": dict(_PEARL_TRAINING.get(family, {})),
+            "agent": dict(settings.get(family, {})),
+            "family": dict(_PEARL_FAMILY.get(family, {})),
+            "training": dict(training.get(family, {})),
         }
     return {
         "agent": dict(_AGENT.get(family, {})) if agent in ON_POLICY else {},
@@ -114,3 +199,8 @@ def preset(agent: str, family: str) -> dict[str, Options]:
 
 ON_POLICY = ("rl2", "non-adaptive", "oracle")
 """agents that are configured by the fields of `RL2Config`"""
+OFF_POLICY = {
+    "pearl": (_PEARL, _PEARL_TRAINING),
+    "pearl-paper": (_PEARL_PAPER, _PEARL_PAPER_TRAINING),
+}
+"""settings and training of the agents that learn from replay, by family"""

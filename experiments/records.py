@@ -115,7 +115,7 @@ class Comparison:
 
 def compare(runs: Sequence[RunRecord]) -> list[Comparison]:
     """Group runs and evaluate those that lack the curve that most of their family have."""
-    families = _by(runs, lambda run: [run.folder.config.family, run.folder.config.family_options])
+    families = _by(runs, lambda run: [run.folder.config.family, _same_tasks(run)])
     comparisons = []
     for members in families:
         protocol = _common_protocol(members)
@@ -126,6 +126,12 @@ def compare(runs: Sequence[RunRecord]) -> list[Comparison]:
         family = members[0].folder.config.family
         comparisons.append(Comparison(family, tuple(_labelled(groups)), protocol))
     return comparisons
+
+
+def _same_tasks(run: RunRecord) -> dict[str, Any]:
+    """The family's options but for the length of a trial, which the evaluation decides on."""
+    options = run.folder.config.family_options
+    return {name: value for name, value in options.items() if name != "episodes"}
 
 
 def _common_protocol(runs: Sequence[RunRecord]) -> Protocol:
@@ -162,7 +168,9 @@ def _labelled(groups: Sequence[Sequence[RunRecord]]) -> list[Group]:
         agent, mine = group[0].folder.config.agent, _settings(group[0])
         rivals = [_settings(other[0]) for other in groups if other[0].folder.config.agent == agent]
         apart = [
-            _words(name, value) for name, value in mine.items() if _differs(name, value, rivals)
+            _words(name, value)
+            for name, value in mine.items()
+            if value is not False and _differs(name, value, rivals)
         ]
         labelled.append(Group(", ".join([agent, *apart]), tuple(group)))
     return labelled
@@ -170,9 +178,11 @@ def _labelled(groups: Sequence[Sequence[RunRecord]]) -> list[Group]:
 
 def _words(name: str, value: Any) -> str:
     """A setting as a person would write it."""
+    if value is True:
+        return name.replace("_", " ")
     if isinstance(value, list):
         value = " ".join(map(str, value))
-    elif isinstance(value, int) and not isinstance(value, bool):
+    elif isinstance(value, int):
         value = f"{value:,}"
     return f"{name.replace('_', ' ')} {value}"
 

@@ -35,6 +35,11 @@ class Belief:
         noise = torch.randn(self.mean.shape, generator=generator, device=device)
         return self.mean + self.var.sqrt() * noise
 
+    def where(self, known: Tensor) -> Belief:
+        """This belief where `known` bool `[M]`, the prior N(0, I) elsewhere."""
+        known = known.unsqueeze(-1)
+        return Belief(torch.where(known, self.mean, 0.0), torch.where(known, self.var, 1.0))
+
     def kl_to_prior(self) -> Tensor:
         """KL(q || N(0, I)) of each task `[M]`, summed over the latent's dimensions."""
         return 0.5 * (self.var + self.mean.square() - 1.0 - self.var.log()).sum(-1)
@@ -113,6 +118,48 @@ class ProductEncoder(nn.Module):
         return _normalise(*state.chunk(2, -1))
 
 
+class LikelihoodEncoder(nn.Module):
+    """Each transition weighs the prior N(0, I) by a likelihood exp(a z - b z² / 2), b > 0.
+
+    q(z) ∝ N(z; 0, I) Π_n exp(a_n z - b_n z² / 2)  ⇒  1/σ² = 1 + Σ b_n,  μ = σ² Σ a_n
+
+    Unlike a product of normalised factors it is as wide as the prior while nothing was learned,
+    however much was seen; and a transition can move the mean without making it more certain, as one
+    does that rules something out.
+    """
+
+    def __init__(self, inputs: int, layers: tuple[int, ...], latent: int) -> None:
+        """Map transitions `[..., inputs]` to likelihoods over `latent` dimensions."""
+        super().__init__()
+        self.latent = latent
+        self.body = relu_mlp([inputs, *layers], 2 * latent, last=3e-3)
+
+    def terms(self, x: Tensor) -> Tensor:
+        """`[..., 2 Z]`: a and b of each transition `[..., X]`."""
+        a, raw = self.body(x).chunk(2, -1)
+        # Small at first: an untrained encoder should not be sure of anything.
+        return torch.cat([a, (raw.clamp(max=15.0) - 4.0).exp()], -1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Belief:
+        """The belief after contexts `[M, C, X]`, of which `mask` bool `[M, C]` exist."""
+        terms = self.terms(x)
+        return self.belief((terms if mask is None else terms * mask.unsqueeze(-1)).sum(-2))
+
+    def start(self, worlds: int) -> Tensor:
+        """Nothing seen: `[worlds, 2 Z]`, the sums of a and b."""
+        return next(self.parameters()).new_zeros(worlds, 2 * self.latent)
+
+    def absorb(self, state: Tensor, x: Tensor) -> Tensor:
+        """The state after one more transition `[worlds, X]`."""
+        return state + self.terms(x)
+
+    def belief(self, state: Tensor) -> Belief:
+        """The belief that `state` stands for."""
+        a, b = state.chunk(2, -1)
+        var = 1.0 / (1.0 + b)
+        return Belief(a * var, var.clamp(min=MIN_VARIANCE))
+
+
 class RecurrentEncoder(nn.Module):
     """A GRU over the context in its order; the belief is read off its last state."""
 
@@ -152,5 +199,9 @@ class RecurrentEncoder(nn.Module):
         return Belief(torch.where(empty, 0.0, mean), torch.where(empty, 1.0, var))
 
 
-Encoder = ProductEncoder | RecurrentEncoder
-ENCODERS: dict[str, type[Encoder]] = {"product": ProductEncoder, "recurrent": RecurrentEncoder}
+Encoder = ProductEncoder | LikelihoodEncoder | RecurrentEncoder
+ENCODERS: dict[str, type[Encoder]] = {
+    "product": ProductEncoder,
+    "likelihood": LikelihoodEncoder,
+    "recurrent": RecurrentEncoder,
+}
