@@ -1,18 +1,13 @@
 """Throughput of simulated worlds, and its ratio to a named peer measured in the same run.
 
-A machine's speed drifts by more than the differences of interest, so ours and the peer are timed in
-turn, window by window, under the same random actions, which are drawn beforehand. The ratio is the
-median of the ratios of neighbouring windows.
+Both sides are given the same random actions, which are drawn beforehand.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from statistics import median
-from time import perf_counter
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
@@ -22,6 +17,7 @@ from torch import Tensor
 
 from metarl.envs.physics import PhysicsWorlds
 from metarl.errors import UsageError
+from metarl.experiments.timing import Side, check_windows, measure, median_ratio, torch_threads
 from metarl.tasks import Family
 from metarl.vector import VectorEnv
 
@@ -33,39 +29,6 @@ ACTION_BATCHES = 32
 RANDOMISED_FIELDS = ("body_mass", "body_inertia", "dof_damping", "geom_friction")
 RANDOMISED_RANGE = 1.2
 """Randomised model fields are scaled, element by element, by this number to the power U[-1, 1]."""
-
-
-@dataclass
-class Side:
-    """One of the two things that are compared."""
-
-    step: Callable[[Any], object]
-    """advance all worlds under one action batch"""
-    actions: Sequence[Any]
-    """the action batches in the form that `step` takes"""
-    begin: Callable[[], None] = lambda: None
-    """runs before every window, not timed"""
-    close: Callable[[], None] = lambda: None
-    name: str = ""
-    """what exactly is compared, where the peer has several modes"""
-    steps: int = 0
-    """steps per window"""
-    rates: list[float] = field(default_factory=list)
-    """steps/s of all worlds together, one number per window"""
-
-    def seconds(self, steps: int) -> float:
-        """How long `steps` steps take."""
-        _synchronize()
-        start = perf_counter()
-        for k in range(steps):
-            self.step(self.actions[k % len(self.actions)])
-        _synchronize()
-        return perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def bench_rollout(
@@ -102,7 +65,8 @@ def bench_rollout(
     _check(family, num_worlds, threads, peer, windows, seconds)
     where = torch.device(device)
     randomize = randomize or peer == "shared-model"
-    with _one_torch_thread():
+    # The physics owns the cores: torch's threads would wait for each other on a busy machine.
+    with torch_threads(1):
         env = _started(family, num_worlds, threads, where)
         if randomize:
             _physics_worlds(env, "--randomize").physics.randomise(_random_fields(env))
@@ -110,7 +74,8 @@ def bench_rollout(
         ours = Side(env.step, actions)
         theirs = _PEERS[peer](ours, env, threads) if peer != "none" else None
         try:
-            _measure([ours] if theirs is None else [ours, theirs], num_worlds, windows, seconds)
+            sides = [ours] if theirs is None else [ours, theirs]
+            measure(sides, windows, seconds, per_step=num_worlds)
         finally:
             for side in (ours, theirs):
                 if side is not None:
@@ -126,7 +91,7 @@ def bench_rollout(
         "peer": peer,
         "peer_mode": None if theirs is None else theirs.name or peer,
         "peer_value": None if theirs is None else median(theirs.rates),
-        "ratio": None if theirs is None else _median_ratio(ours.rates, theirs.rates),
+        "ratio": None if theirs is None else median_ratio(ours.rates, theirs.rates),
         "windows": ours.rates,
         "peer_windows": None if theirs is None else theirs.rates,
     }
@@ -135,27 +100,15 @@ def bench_rollout(
 def _check(
     family: Family, num_worlds: int, threads: int, peer: str, windows: int, seconds: float
 ) -> None:
-    counts = {"num-worlds": num_worlds, "threads": threads, "windows": windows}
+    check_windows("rollout", windows, seconds)
+    counts = {"num-worlds": num_worlds, "threads": threads}
     for name, value in counts.items():
         if value < 1:
             raise UsageError(f"bench rollout: --{name} must be at least 1, got {value}")
-    if not 0 < seconds <= 60:
-        raise UsageError(f"bench rollout: --seconds must lie in (0, 60], got {seconds}")
     if peer not in PEERS:
         raise UsageError(f"bench rollout: unknown peer {peer!r}; choose from {', '.join(PEERS)}")
     if peer in ("gymnasium", "envpool") and not hasattr(family, "gymnasium_id"):
         raise UsageError(f"bench rollout: {peer} has no {family.name}; choose --peer none")
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """The physics owns the cores: torch's threads would wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _started(family: Family, num_worlds: int, threads: int, device: torch.device) -> VectorEnv:
@@ -194,29 +147,6 @@ def _random_fields(env: VectorEnv) -> Mapping[str, Tensor]:
         u = torch.rand(env.num_envs, *values.shape, generator=generator, dtype=torch.float64)
         fields[name] = values * RANDOMISED_RANGE ** (2 * u - 1)
     return fields
-
-
-def _measure(sides: Sequence[Side], num_worlds: int, windows: int, seconds: float) -> None:
-    """Fill in the rates of `sides`, whose windows alternate; the first windows are not counted."""
-    for side in sides:
-        side.begin()
-        side.steps = _steps_for(side, seconds)
-    for _ in range(windows):
-        for side in sides:
-            side.begin()
-            side.rates.append(num_worlds * side.steps / side.seconds(side.steps))
-
-
-def _steps_for(side: Side, seconds: float) -> int:
-    """How many steps take about `seconds`, found by doubling; warms the side up, too."""
-    steps = 1
-    while (elapsed := side.seconds(steps)) < seconds / 4:
-        steps *= 2
-    return max(1, round(steps * seconds / elapsed))
-
-
-def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    return median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def _bare(ours: Side, env: VectorEnv, threads: int) -> Side:
@@ -272,7 +202,7 @@ def _gymnasium(ours: Side, env: VectorEnv, threads: int) -> Side:
         )
         worlds.reset(seed=0)
         sides.append(Side(worlds.step, actions, close=worlds.close, name=f"gymnasium {mode}"))
-        _measure(sides[-1:], env.num_envs, windows=3, seconds=0.3)
+        measure(sides[-1:], windows=3, seconds=0.3)
     slow, fast = sorted(sides, key=lambda side: median(side.rates))
     slow.close()
     fast.rates = []

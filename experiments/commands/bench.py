@@ -1,8 +1,9 @@
-"""`metarl bench rollout FAMILY`: how fast worlds step, beside a named peer."""
+"""`metarl bench`: how fast worlds step, or agents update, beside a named peer."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -12,16 +13,27 @@ from metarl.errors import UsageError
 from metarl.experiments.options import FLAT, choose, parse
 from metarl.experiments.printing import print_json, print_table
 
-SUBJECTS = ("rollout",)
+UPDATED = ("pearl",)
+"""agents whose update can be measured"""
+SUBJECTS: dict[str, tuple[str, Sequence[str]]] = {
+    "rollout": ("family", tuple(FAMILIES)),
+    "update": ("agent", UPDATED),
+}
+"""what can be measured: of what, and of which of these"""
 USAGE = """usage: metarl bench rollout FAMILY [OPTIONS]
+       metarl bench update AGENT [OPTIONS]
 
-Measure how many steps a second the worlds of a family make under random actions: observation, task
-reward and autoreset included.
+rollout measures how many steps a second the worlds of a family make under random actions:
+observation, task reward and autoreset included. update measures how many gradient steps a second an
+agent makes in its published configuration: sampling from replay included.
 
 FAMILY is one of
 {families}
 
-metarl bench rollout FAMILY --help lists the options."""
+AGENT is one of
+{agents}
+
+metarl bench rollout FAMILY --help and metarl bench update AGENT --help list the options."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +58,42 @@ class Options:
     """print one JSON object as the last line"""
 
 
+@dataclasses.dataclass(frozen=True)
+class UpdateOptions:
+    """What to measure."""
+
+    variant: Literal["paper", "modern"] = "paper"
+    """of SAC, as `metarl train pearl` has them"""
+    threads: int = 1
+    """threads of torch, on both sides"""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N"""
+    peer: Literal["none", "plain", "floor", "onednn-floor"] = "none"
+    """the update as one writes it down from the paper, or its matrix products alone"""
+    windows: int = 15
+    """timed windows per side, which take turns"""
+    seconds: float = 0.5
+    """length of a window"""
+    json: bool = False
+    """print one JSON object as the last line"""
+
+
 def main(args: list[str]) -> int:
     """Run `metarl bench`."""
     words = [word for word in args[:2] if not word.startswith("-")]
+    if words:
+        choose("benchmark", words[0], SUBJECTS)
     if len(words) < 2:
-        if words:
-            choose("benchmark", words[0], SUBJECTS)
         if {"-h", "--help"} & set(args):
-            print(USAGE.format(families="\n".join(f"  {name}" for name in FAMILIES)))
+            listed = {"families": FAMILIES, "agents": UPDATED}
+            print(USAGE.format(**{k: "\n".join(f"  {n}" for n in v) for k, v in listed.items()}))
             return 0
         raise UsageError(
-            "bench: name a benchmark and a family, as in: metarl bench rollout half-cheetah-vel"
+            "bench: name a benchmark and what to measure, as in: "
+            "metarl bench rollout half-cheetah-vel, or: metarl bench update pearl"
         )
-    choose("benchmark", words[0], SUBJECTS)
-    return _rollout(choose("family", words[1], FAMILIES), args[2:])
+    name = choose(SUBJECTS[words[0]][0], words[1], SUBJECTS[words[0]][1])
+    return (_rollout if words[0] == "rollout" else _update)(name, args[2:])
 
 
 def _rollout(name: str, args: list[str]) -> int:
@@ -88,12 +122,42 @@ def _rollout(name: str, args: list[str]) -> int:
         windows=options.windows,
         seconds=options.seconds,
     )
-    sides = [{"side": "metarl", result["unit"]: round(result["value"])}]
+    _show(result, options.json)
+    return 0
+
+
+def _update(name: str, args: list[str]) -> int:
+    from metarl.experiments.bench_update import bench_update
+    from metarl.experiments.loading import check_device
+
+    options = parse(UpdateOptions, args, f"metarl bench update {name}")
+    result = bench_update(
+        name,
+        options.variant,
+        options.threads,
+        check_device(options.device),
+        options.peer,
+        windows=options.windows,
+        seconds=options.seconds,
+    )
+    _show(result, options.json)
+    return 0
+
+
+def _show(result: Mapping[str, Any], as_json: bool) -> None:
+    """Print the rates of both sides and their ratio."""
+    sides = [{"side": "metarl", result["unit"]: _rounded(result["value"])}]
     if result["peer_value"] is not None:
-        sides.append({"side": result["peer_mode"], result["unit"]: round(result["peer_value"])})
+        peer = result.get("peer_mode", result["peer"])
+        sides.append({"side": peer, result["unit"]: _rounded(result["peer_value"])})
     print_table(sides)
     if result["ratio"] is not None:
         print(f"ratio {result['ratio']:.2f}")
-    if options.json:
+    if "sampling_share" in result:
+        print(f"sampling {result['sampling_share']:.1%} of the time")
+    if as_json:
         print_json(result)
-    return 0
+
+
+def _rounded(rate: float) -> float:
+    return round(rate) if rate >= 1000 else round(rate, 2)
