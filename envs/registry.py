@@ -1,10 +1,17 @@
-"""The families by name. Looking at the names imports no family."""
+"""The families by name. Looking at the names imports no family.
+
+A family outside of this package is called by where it lives, `module:Class`.
+"""
 
 from __future__ import annotations
 
+import inspect
+import os
+import sys
 from dataclasses import fields
 from difflib import get_close_matches
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from metarl.errors import UsageError
@@ -34,16 +41,51 @@ def _unknown(what: str, name: str, allowed: list[str]) -> UsageError:
 
 
 def family_class(name: str) -> type[Family]:
-    """Import and return the class of the family called `name`.
+    """Import and return the class of the family called `name`, or at `module:Class`.
 
     Raises:
         UsageError: if there is no such family; the sentence names all of them.
     """
+    if ":" in name:
+        return _own_family(name)
     if name not in FAMILIES:
         raise _unknown("family", name, sorted(FAMILIES))
     module, _, attribute = FAMILIES[name].partition(":")
     family: type[Family] = getattr(import_module(module), attribute)
     return family
+
+
+def import_own(module: str) -> ModuleType:
+    """Import a module that may lie in the present folder, as the user asked for.
+
+    Raises:
+        UsageError: if there is none of this name.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ModuleNotFoundError(name=module)
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there; what it imports is not
+        raise UsageError(
+            f"no module {module!r} is installed or in the folder {os.getcwd()}"
+        ) from error
+
+
+def _own_family(name: str) -> type[Family]:
+    """The class at `module:Class`."""
+    from metarl.tasks import Family
+
+    module, _, attribute = name.partition(":")
+    found: Any = getattr(import_own(module), attribute, None)
+    if found is None:
+        raise UsageError(f"family {name}: module {module} has no {attribute!r}")
+    if not (isinstance(found, type) and issubclass(found, Family)) or inspect.isabstract(found):
+        raise UsageError(f"family {name}: {attribute} must be a complete subclass of Family")
+    return found
 
 
 def make_family(name: str, **options: Any) -> Family:

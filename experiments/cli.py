@@ -60,6 +60,13 @@ def _run(args: list[str]) -> int:
     if args[0] in ("-h", "--help", "help"):
         print(_help())
         return EXIT_OK
+    if args[0] == "--import":
+        if len(args) < 3:
+            raise UsageError("--import takes a module, and a command after it; see metarl --help")
+        from metarl.envs.registry import import_own
+
+        import_own(args[1])
+        return _run(args[2:])
     if args[0] == "--version":
         print(import_module("metarl").__version__)
         return EXIT_OK
@@ -78,6 +85,7 @@ def _help() -> str:
         "Meta-reinforcement learning: train policies that adapt to tasks never seen before.\n\n"
         f"commands:\n{verbs}\n\n"
         "metarl COMMAND --help lists the options of a command; --version prints the version.\n"
+        "metarl --import MODULE COMMAND opens runs on families of your own, which live in MODULE.\n"
         "Exit code: 0 success, 2 bad input, 130 after an interrupt that saved."
     )
 

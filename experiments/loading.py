@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,15 @@ def family_of(config: RunConfig, where: str) -> Family:
     Raises:
         UsageError: if this version knows no such family or the options are not its.
     """
-    choose(f"family in {where}", config.family, FAMILIES)
+    module, own, _ = config.family.partition(":")
+    if own and module not in sys.modules:
+        # A file must not decide what is imported; the user may.
+        raise UsageError(
+            f"{where} names the family {config.family}, which is not part of metarl: import "
+            f"{module} first, on the command line with metarl --import {module} COMMAND"
+        )
+    if not own:
+        choose(f"family in {where}", config.family, FAMILIES)
     options: Mapping[str, Any] = config.family_options
     return from_plain(family_class(config.family), options, f"{where}: family_options")
 

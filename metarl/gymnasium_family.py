@@ -27,6 +27,8 @@ from metarl.vector import box
 
 Vectorization = Literal["sync", "async"]
 
+__all__ = ["Env", "GymnasiumFamily", "NamedTasks", "Spaces", "Task"]
+
 
 class NamedTasks(TaskBatch):
     """N tasks, in tensors `[N, ...]` that are named by the sampler that drew them."""

@@ -15,6 +15,7 @@ from metarl.agents.rl2 import RL2, RL2Config
 from metarl.envs.registry import FAMILIES
 from metarl.experiments.agents import AGENTS
 from metarl.experiments.cli import VERBS, main
+from metarl.experiments.loading import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -28,23 +29,37 @@ def blocks(document: str, language: str) -> list[str]:
     return [text for name, text in found if name == language]
 
 
+def as_module(source: str, path: Path):
+    """Save `source` at `path` and import it from there."""
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def boat(tmp_path_factory):
     """The family of CONTRIBUTING.md as a module."""
-    (source,) = blocks("CONTRIBUTING.md", "python")
-    path = tmp_path_factory.mktemp("contributing") / "boat.py"
-    path.write_text(source)
-    spec = importlib.util.spec_from_file_location("boat", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["boat"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
+    source, _, _ = blocks("CONTRIBUTING.md", "python")
+    yield as_module(source, tmp_path_factory.mktemp("contributing") / "boat.py")
     del sys.modules["boat"]
 
 
-def test_the_worked_family_has_the_style_it_teaches(boat):
+@pytest.fixture(scope="module")
+def pendulums(tmp_path_factory):
+    """The gymnasium env of CONTRIBUTING.md as a module."""
+    _, source, _ = blocks("CONTRIBUTING.md", "python")
+    yield as_module(source, tmp_path_factory.mktemp("contributing") / "pendulums.py")
+    del sys.modules["pendulums"]
+
+
+@pytest.mark.parametrize("name", ["boat", "pendulums"])
+def test_the_worked_families_have_the_style_they_teach(name, request):
+    file = request.getfixturevalue(name).__file__
     found = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", boat.__file__],
+        [sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", file],
         capture_output=True,
         text=True,
     )
@@ -93,6 +108,32 @@ def test_an_agent_trains_on_the_worked_family(boat):
     tasks = family.sample_tasks(64, "held-out", torch.Generator().manual_seed(0))
     curve = evaluate(agent.policy(), env, tasks, episodes=2)
     assert curve.episodes == 2
+
+
+def test_the_worked_gymnasium_env_gives_its_tasks_to_its_worlds(pendulums):
+    family = pendulums.Pendulums()
+    env = family.make_worlds(4)
+    for split in family.splits:
+        tasks = family.sample_tasks(2, split, torch.Generator().manual_seed(0))
+        env.set_tasks(tasks)
+        worlds = [world.env.unwrapped for world in env._vector.envs]
+        for name, letter in (("length", "l"), ("mass", "m")):
+            drawn = tasks.tensors()[name].repeat_interleave(2)
+            assert [getattr(world, letter) for world in worlds] == drawn.tolist()
+        assert 0.5 <= drawn.min() <= drawn.max() <= 1.5
+
+
+def test_the_training_of_the_worked_gymnasium_env_runs(pendulums, tmp_path, monkeypatch, capsys):
+    """With fewer worlds, steps and tasks, and nothing else changed."""
+    _, _, source = blocks("CONTRIBUTING.md", "python")
+    for large, small in (("300_000", "1_500"), ("num_worlds=32", "num_worlds=4"), ("64", "2")):
+        assert large in source
+        source = source.replace(large, small)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, "CONTRIBUTING.md", "exec"), {})
+    assert "Summary(mean=[" in capsys.readouterr().out
+    run = load_run(tmp_path / "runs" / "pendulums")
+    assert run[1] == pendulums.Pendulums()
 
 
 def test_the_ten_lines_of_the_readme_run(capsys):

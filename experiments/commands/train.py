@@ -32,6 +32,7 @@ AGENT is one of
 
 FAMILY is one of
 {families}
+or your own, as module:Class
 
 metarl train AGENT FAMILY --help lists the options of the pair; metarl families says more."""
 
@@ -63,7 +64,8 @@ def main(args: list[str]) -> int:
     agent = choose("agent", names[0], AGENTS)
     if len(names) == 1:
         raise UsageError(f"train {agent}: name a family, one of {', '.join(FAMILIES)}")
-    return _train(agent, choose("family", names[1], FAMILIES), args[2:])
+    family = names[1] if ":" in names[1] else choose("family", names[1], FAMILIES)
+    return _train(agent, family, args[2:])
 
 
 def _usage() -> str:
@@ -151,11 +153,12 @@ def preset_defaults(agent: str, family: str) -> dict[str, Any]:
     from metarl.training import TrainingConfig
 
     settings = preset(agent, family)
+    made = make_family(family, **settings["family"])
     return {
-        "run": RunOptions(run_dir=f"runs/{agent}-{family}-{{seed}}"),
+        "run": RunOptions(run_dir=f"runs/{agent}-{made.name}-{{seed}}"),
         "training": TrainingConfig(**settings["training"]),
         "agent": AGENTS[agent].config_class()(**settings["agent"]),
-        "family": make_family(family, **settings["family"]),
+        "family": made,
     }
 
 
