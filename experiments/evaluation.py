@@ -13,7 +13,7 @@ from metarl.errors import UsageError
 from metarl.experiments.agents import AGENTS
 from metarl.experiments.loading import LoadedRun
 from metarl.policy import AdaptivePolicy
-from metarl.tasks import SPLITS, Split
+from metarl.tasks import SPLITS, Family, Split
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,40 @@ def evaluate_run(
     Raises:
         UsageError: if the family has no such split, or the agent no such ablation.
     """
-    run.family.check_split(protocol.split)
-    generator = torch.Generator().manual_seed(protocol.seed)
-    tasks = run.family.sample_tasks(protocol.tasks, protocol.split, generator)
-    episodes = protocol.episodes or run.family.episodes
     info = {
         "agent": run.config.agent,
         "family": run.config.family,
         "trained_steps": run.step,
         "trained_seed": run.config.training.get("seed"),
-        "split": protocol.split,
-        "seed": protocol.seed,
-        "stochastic": protocol.stochastic,
         "ablation": ablation,
     }
-    env = run.family.make_worlds(protocol.tasks, device=device, seed=protocol.seed, threads=threads)
+    run.family.check_split(protocol.split)
+    policy = _policy(run, protocol.stochastic, ablation)
+    return evaluate_policy(policy, run.family, protocol, info=info, device=device, threads=threads)
+
+
+def evaluate_policy(
+    policy: AdaptivePolicy,
+    family: Family,
+    protocol: Protocol,
+    *,
+    info: dict[str, Any],
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+) -> AdaptationCurve:
+    """The adaptation curve of any policy on tasks of `family`, as `evaluate_run` measures it.
+
+    Raises:
+        UsageError: if the family has no such split.
+    """
+    family.check_split(protocol.split)
+    generator = torch.Generator().manual_seed(protocol.seed)
+    tasks = family.sample_tasks(protocol.tasks, protocol.split, generator)
+    episodes, seed = protocol.episodes or family.episodes, protocol.seed
+    measured = {"split": protocol.split, "seed": seed, "stochastic": protocol.stochastic}
+    env = family.make_worlds(protocol.tasks, device=device, seed=seed, threads=threads)
     try:
-        policy = _policy(run, protocol.stochastic, ablation)
-        return evaluate(policy, env, tasks, episodes, seed=protocol.seed, info=info)
+        return evaluate(policy, env, tasks, episodes, seed=seed, info={**info, **measured})
     finally:
         env.close()
 
@@ -87,11 +103,24 @@ def save_curve(run: LoadedRun, curve: AdaptationCurve) -> Path:
     Raises:
         UsageError: if it cannot be written.
     """
+    return write_curve(run.folder.evaluation / name_of(curve), curve)
+
+
+def name_of(curve: AdaptationCurve) -> str:
+    """A file name that tells how `curve` was measured."""
     info = curve.info
     parts = [f"{info['split']}-{len(curve.tasks)}x{curve.episodes}-seed{info['seed']}"]
     parts += ["stochastic"] * info["stochastic"]
     parts += [info["ablation"]] * (info["ablation"] != "none")
-    path = run.folder.evaluation / f"{'-'.join(parts)}.json"
+    return f"{'-'.join(parts)}.json"
+
+
+def write_curve(path: Path, curve: AdaptationCurve) -> Path:
+    """Write `curve` to `path` and return it.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
     try:
         curve.save(path)
     except OSError as error:

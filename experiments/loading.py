@@ -71,9 +71,13 @@ def use_threads(threads: int) -> int:
     return threads or os.cpu_count() or 1
 
 
-def as_seen_by(agent: str, family: Family) -> Family:
-    """The family as the agent called `agent` sees it: with the task shown, if it is an oracle."""
-    return TaskInObservation.of(family) if AGENTS[agent].sees_task else family
+def as_seen_by(agent: str, family: Family, config: Any = None) -> Family:
+    """The family as the agent called `agent` sees it: with the task shown, if it is an oracle.
+
+    Some agents are oracles always, others where their `config` says `sees_task`.
+    """
+    sees_task = AGENTS[agent].sees_task or getattr(config, "sees_task", False)
+    return TaskInObservation.of(family) if sees_task else family
 
 
 def build_agent(
@@ -116,9 +120,9 @@ def open_run(path: Path | str, device: str = "cpu") -> LoadedRun:
     folder = RunFolder.open(Path(path))
     config, where = folder.config, f"{path}/config.yaml"
     choose(f"agent in {where}", config.agent, AGENTS)
-    family = as_seen_by(config.agent, family_of(config, where))
     kind = AGENTS[config.agent].config_class()
     agent_config = from_plain(kind, config.agent_config, f"{where}: agent_config")
+    family = as_seen_by(config.agent, family_of(config, where), agent_config)
     agent = build_agent(config.agent, agent_config, family, seed=0, device=check_device(device))
     checkpoint = load_checkpoint(folder.checkpoints, ["agent"])
     folder.require_own(checkpoint.labels, checkpoint.path)

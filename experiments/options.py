@@ -9,8 +9,8 @@ import io
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
@@ -72,6 +72,30 @@ def parse(options: type[OptionsT], args: Sequence[str], prog: str, default: Any 
     for name, value in leaves(parsed):
         _check_numbers(value, f"{command}: --{name}")
     return cast("OptionsT", parsed)
+
+
+def parse_parts(prog: str, summary: str, defaults: Mapping[str, Any], args: Sequence[str]) -> Any:
+    """Parse `args` over `defaults`, dataclass instances by the name of their part.
+
+    The fields of the part `family` are options with its name before them, as `--family.horizon`;
+    those of the others have no prefix.
+
+    Raises:
+        UsageError: as `parse` does.
+    """
+    parts: list[tuple[str, Any, Any]] = []
+    for name, default in defaults.items():
+        kind: Any = type(default)
+        if name == "family":
+            # The tables of the docstring are for its readers, not for a list of options.
+            helptext = tyro.conf.arg(help=(kind.__doc__ or "").partition("\n")[0])
+            parts.append((name, Annotated[kind, helptext], dataclasses.field()))
+        else:
+            flat = Annotated[kind, tyro.conf.arg(name="")]
+            parts.append((name, flat, dataclasses.field(metadata=FLAT)))
+    container = dataclasses.make_dataclass("Options", parts, frozen=True)
+    container.__doc__ = summary
+    return parse(container, args, prog, default=container(**defaults))
 
 
 def leaves(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,7 @@
-"""`metarl evaluate RUN`: the adaptation curve of a run."""
+"""`metarl evaluate RUN`: the adaptation curve of a run.
+
+`metarl evaluate MODEL.zip FAMILY` measures a model of Stable-Baselines3 in the same way.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from metarl.experiments.options import parse
+from metarl.errors import UsageError
+from metarl.experiments.options import choose, parse, parse_parts
 from metarl.experiments.printing import print_json, print_table
 
 if TYPE_CHECKING:
     from metarl.adaptation import AdaptationCurve
+    from metarl.experiments.evaluation import Protocol
 
 
-@dataclass(frozen=True)
-class Options:
-    """Evaluate a run on tasks that it has never seen, episode by episode."""
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How to measure, whatever is measured."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """folder of the run"""
     tasks: int = 100
     """number of tasks"""
     episodes: int = 0
@@ -31,8 +34,6 @@ class Options:
     """decides on the tasks and on the luck of the worlds"""
     stochastic: bool = False
     """draw actions instead of taking the most likely ones"""
-    ablations: bool = False
-    """evaluate once more for each part of the memory that can be taken away"""
     device: str = "cpu"
     """cpu, cuda or cuda:N"""
     threads: int = 0
@@ -40,39 +41,116 @@ class Options:
     json: bool = False
     """print one JSON object as the last line"""
 
+    def protocol(self) -> Protocol:
+        """The same as the evaluation takes it."""
+        from metarl.experiments.evaluation import Protocol
+
+        return Protocol(self.tasks, self.episodes, self.split, self.seed, self.stochastic)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Measuring):
+    """Evaluate a run on tasks that it has never seen, episode by episode.
+
+    A model of Stable-Baselines3 is evaluated by metarl evaluate MODEL.zip FAMILY; see
+    metarl evaluate MODEL.zip FAMILY --help.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """folder of the run"""
+    ablations: bool = False
+    """evaluate once more for each part of the memory that can be taken away"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveOptions(Measuring):
+    """What more there is to say about a model of Stable-Baselines3."""
+
+    sees_task: bool = False
+    """the model was trained with the task in its observation"""
+    trust: bool = False
+    """let Stable-Baselines3 load it, which executes code from the file"""
+
 
 def main(args: list[str]) -> int:
     """Run `metarl evaluate`."""
+    if args and Path(args[0]).suffix == ".zip":
+        return _evaluate_archive(args)
     options = parse(Options, args, "metarl evaluate")
-    from metarl.experiments.evaluation import Protocol, ablations_of, evaluate_run, save_curve
-    from metarl.experiments.figures import Series, adaptation_figure, save
+    from metarl.experiments.evaluation import ablations_of, evaluate_run, save_curve
     from metarl.experiments.loading import open_run, use_threads
 
     threads = use_threads(options.threads)
-    protocol = Protocol(
-        options.tasks, options.episodes, options.split, options.seed, options.stochastic
-    )
     run = open_run(options.run, options.device)
     agent, family = run.config.agent, run.config.family
     names = ["none", *(ablations_of(run) if options.ablations else ())]
     curves: dict[str, AdaptationCurve] = {}
     files = []
     for name in names:
-        curve = evaluate_run(run, protocol, ablation=name, device=options.device, threads=threads)
+        curve = evaluate_run(
+            run, options.protocol(), ablation=name, device=options.device, threads=threads
+        )
         curves[agent if name == "none" else name] = curve
         files.append(save_curve(run, curve))
+    _show(options, agent, family, curves, files[0])
+    if options.json:
+        ablations = {label: _figures(curve) for label, curve in list(curves.items())[1:]}
+        more = {"ablations": ablations, **_context(options), "run": str(options.run)}
+        print_json({**_figures(curves[agent]), **more})
+    return 0
+
+
+def _evaluate_archive(args: list[str]) -> int:
+    """Evaluate a model that `model.save` of Stable-Baselines3 wrote."""
+    from metarl.envs.registry import FAMILIES, make_family
+
+    path = Path(args[0])
+    if len(args) < 2 or args[1].startswith("-"):
+        raise UsageError(
+            f"evaluate {path}: name the family after the model, one of {', '.join(FAMILIES)}"
+        )
+    name = args[1] if ":" in args[1] else choose("family", args[1], FAMILIES)
+    prog = f"metarl evaluate {path} {name}"
+    summary = f"Evaluate a model of Stable-Baselines3 on tasks of {name}, episode by episode."
+    defaults = {"options": ArchiveOptions(), "family": make_family(name)}
+    parsed = parse_parts(prog, summary, defaults, args[2:])
+    options: ArchiveOptions = parsed.options
+    from metarl.agents.archives import read_archive
+    from metarl.experiments.evaluation import evaluate_policy, name_of, write_curve
+    from metarl.experiments.loading import check_device, use_threads
+    from metarl.oracle import TaskInObservation
+
+    device, threads = check_device(options.device), use_threads(options.threads)
+    family = TaskInObservation.of(parsed.family) if options.sees_task else parsed.family
+    name = family.name
+    archive = read_archive(path, trust=options.trust, device=device)
+    policy = archive.policy_on(
+        family.spec(), name, deterministic=not options.stochastic, device=device
+    )
+    about = {"agent": path.stem, "family": name, "trained_steps": archive.steps, "ablation": "none"}
+    curve = evaluate_policy(
+        policy, family, options.protocol(), info=about, device=device, threads=threads
+    )
+    file = write_curve(path.with_name(f"{path.stem}-{name}-{name_of(curve)}"), curve)
+    _show(options, path.stem, name, {path.stem: curve}, file)
+    if options.json:
+        print_json({**_figures(curve), **_context(options), "model": str(path)})
+    return 0
+
+
+def _show(
+    options: Measuring, agent: str, family: str, curves: dict[str, AdaptationCurve], file: Path
+) -> None:
+    """Print the curves, and draw them beside the `file` that holds the first."""
+    from metarl.experiments.figures import Series, adaptation_figure, save
+
     for label, curve in curves.items():
         print(f"{label} on {options.tasks} {options.split} tasks of {family}")
         print_table(_rows(curve))
     title = f"{agent} on {options.tasks} {options.split} tasks of {family}"
-    series = [Series(label, [curve]) for label, curve in curves.items()]
-    figure = files[0].with_suffix(".png")
-    save(adaptation_figure(series, title), figure)
-    print(f"saved {files[0]} and {figure}")
-    if options.json:
-        ablations = {label: _figures(curve) for label, curve in list(curves.items())[1:]}
-        print_json({**_figures(curves[agent]), "ablations": ablations, **_context(options)})
-    return 0
+    figure = file.with_suffix(".png")
+    save(adaptation_figure([Series(k, [curve]) for k, curve in curves.items()], title), figure)
+    print(f"saved {file} and {figure}")
 
 
 def _rows(curve: AdaptationCurve) -> list[dict[str, Any]]:
@@ -105,10 +183,5 @@ def _figures(curve: AdaptationCurve) -> dict[str, Any]:
     }
 
 
-def _context(options: Options) -> dict[str, Any]:
-    return {
-        "tasks": options.tasks,
-        "split": options.split,
-        "seed": options.seed,
-        "run": str(options.run),
-    }
+def _context(options: Measuring) -> dict[str, Any]:
+    return {"tasks": options.tasks, "split": options.split, "seed": options.seed}

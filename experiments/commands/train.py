@@ -10,14 +10,12 @@ import dataclasses
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from metarl.envs.registry import FAMILIES
 from metarl.errors import UsageError
 from metarl.experiments.agents import AGENTS
-from metarl.experiments.options import FLAT, choose, parse
+from metarl.experiments.options import choose, parse_parts
 from metarl.experiments.printing import print_json
 
 if TYPE_CHECKING:
@@ -83,7 +81,9 @@ def _train(agent: str, family: str, args: list[str]) -> int:
     options = parse_pair(agent, family, args)
     run, training = options.run, options.training
     device, threads = check_device(run.device), use_threads(run.threads)
-    seen = as_seen_by(agent, options.family)
+    seen = as_seen_by(agent, options.family, options.agent)
+    # First of all: an agent that refuses the family leaves no run folder behind.
+    built = build_agent(agent, options.agent, seen, seed=training.seed, device=device)
     config = run_config(agent, family, options)
     path = Path(run.run_dir)
     if run.resume and (path / "config.yaml").is_file():
@@ -91,7 +91,6 @@ def _train(agent: str, family: str, args: list[str]) -> int:
         folder.require_same(config)
     else:
         folder = RunFolder.create(path, config)
-    built = build_agent(agent, options.agent, seen, seed=training.seed, device=device)
     done = train(built, seen, folder, training, resume=run.resume, device=device, threads=threads)
     first, last = (done.figures.get(f"return_{which}") for which in ("first", "last"))
     print(f"trained {agent} on {family} for {done.counters.steps} steps: {path}")
@@ -128,19 +127,8 @@ def parse_pair(agent: str, family: str, args: list[str]) -> Any:
 
 def _parse_with(prog: str, defaults: dict[str, Any], args: list[str]) -> Any:
     """Parse `args` over `defaults`, dataclass instances by the name of their part."""
-    parts: list[tuple[str, Any, Any]] = []
-    for name, default in defaults.items():
-        kind: Any = type(default)
-        if name == "family":
-            # The tables of the docstring are for its readers, not for a list of options.
-            summary = tyro.conf.arg(help=(kind.__doc__ or "").partition("\n")[0])
-            parts.append((name, Annotated[kind, summary], dataclasses.field()))
-        else:
-            flat = Annotated[kind, tyro.conf.arg(name="")]
-            parts.append((name, flat, dataclasses.field(metadata=FLAT)))
-    container = dataclasses.make_dataclass("Options", parts, frozen=True)
-    container.__doc__ = f"Meta-train {prog.removeprefix('metarl train ').replace(' ', ' on ', 1)}."
-    options: Any = parse(container, args, prog, default=container(**defaults))
+    pair = prog.removeprefix("metarl train ").replace(" ", " on ", 1)
+    options = parse_parts(prog, f"Meta-train {pair}.", defaults, args)
     seed = str(options.training.seed)
     run = dataclasses.replace(options.run, run_dir=options.run.run_dir.replace("{seed}", seed))
     return dataclasses.replace(options, run=run)
