@@ -204,12 +204,11 @@ class MultiTaskReplay:
         age = (drawn - oldest) % self.capacity
         first = (age - places[drawn + base]).clamp(min=0).unsqueeze(-1)
         steps = torch.arange(length, device=self.device)
-        ages, size, oldest = first + steps, size.unsqueeze(-1), oldest.unsqueeze(-1)
-        # Beyond the newest step the ring begins again with the oldest; look at the newest instead.
-        slots = (torch.minimum(ages, size - 1) + oldest) % self.capacity + base.unsqueeze(-1)
+        ages = first + steps
+        slots = (ages + oldest.unsqueeze(-1)) % self.capacity + base.unsqueeze(-1)
         found = places[slots]
         # Places count up within a sequence and start again from 0 in the next.
-        mask = (ages < size) & (found == found[..., :1] + steps)
+        mask = (ages < size.unsqueeze(-1)) & (found == found[..., :1] + steps)
         taken = self._take(slots)
         for value in taken.values():
             value.masked_fill_(~mask[(..., *[None] * (value.dim() - mask.dim()))], 0)
