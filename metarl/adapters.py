@@ -63,8 +63,8 @@ class Bridge:
         inner = self.inner_action_space
         if isinstance(inner, gym.spaces.Discrete):
             return torch.as_tensor(np.asarray(actions, dtype=np.int64), device=device)
-        share = 0.5 * (np.asarray(actions, dtype=np.float32) + 1.0)
-        return torch.as_tensor(inner.low + share * (inner.high - inner.low), device=device)
+        centre, half = 0.5 * (inner.high + inner.low), 0.5 * (inner.high - inner.low)
+        return torch.as_tensor(centre + half * np.asarray(actions, np.float32), device=device)
 
 
 def as_array(tensor: Tensor) -> Array:
