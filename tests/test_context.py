@@ -15,6 +15,8 @@ from metarl.context import (
     MIN_VARIANCE,
     Belief,
     ProductEncoder,
+    first,
+    join,
     product_of_gaussians,
 )
 
@@ -72,6 +74,33 @@ def test_the_product_is_what_integrating_it_gives(count):
     torch.testing.assert_close(there, density / mass, rtol=0.0, atol=1e-7)
 
 
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_likelihoods_weigh_the_prior_as_integrating_does(count):
+    made, x = encoder("likelihood"), transitions(1, count)
+    a, b = made.terms(x).chunk(2, -1)
+    assert (b > 0).all()
+    z = torch.linspace(-30.0, 30.0, 400_001, dtype=torch.float64)
+    belief = made(x)
+    for dim in range(Z):
+        log_density = -0.5 * z.square()
+        for k in range(count):
+            log_density = log_density + a[0, k, dim] * z - 0.5 * b[0, k, dim] * z.square()
+        density = (log_density - log_density.max()).exp()
+        mass = torch.trapezoid(density, z)
+        expected = torch.trapezoid(z * density, z) / mass
+        spread = torch.trapezoid((z - expected).square() * density, z) / mass
+        torch.testing.assert_close(belief.mean[0, dim], expected, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(belief.var[0, dim], spread, rtol=1e-8, atol=0.0)
+
+
+def test_an_untrained_likelihood_encoder_is_not_sure_of_anything():
+    torch.manual_seed(0)
+    x = transitions(1, 20).float()
+    var = {kind: ENCODERS[kind](X, (16,), Z)(x).var.max() for kind in ("likelihood", "product")}
+    assert var["likelihood"] > 0.5
+    assert var["product"] < 0.1
+
+
 def test_dimensions_and_contexts_do_not_mix():
     mean, var = transitions(4, 6), transitions(4, 6, seed=1).exp()
     whole = product_of_gaussians(mean, var)
@@ -125,10 +154,11 @@ def test_samples_follow_the_belief_and_carry_gradients():
 # --- which transitions, and in which order -----------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["product", "likelihood"])
 @settings(max_examples=25)
-@given(st.permutations(range(9)))
-def test_the_product_does_not_depend_on_the_order(order):
-    made, x = encoder("product"), transitions(2, 9)
+@given(order=st.permutations(range(9)))
+def test_the_order_does_not_matter(kind, order):
+    made, x = encoder(kind), transitions(2, 9)
     assert_equal(made(x[:, order]), made(x))
 
 
@@ -173,6 +203,31 @@ def test_a_context_without_transitions_leaves_the_gradients_of_the_others_alone(
         torch.testing.assert_close(gradient, parameter.grad)
 
 
+def test_contexts_of_two_kinds_are_joined():
+    full, partial = transitions(2, 3), transitions(1, 5, seed=1)
+    there = torch.tensor([[True, True, True, False, True]])
+    for one, other, mask in ((full, partial, there), (partial, full, torch.ones(2, 3) == 1)):
+        x, known = join(one, other, mask)
+        assert x.shape == (3, 5, X) and known.shape == (3, 5)
+        assert torch.equal(x[: len(one)][known[: len(one)]], one.flatten(0, 1))
+        assert torch.equal(x[len(one) :][known[len(one) :]], other[mask])
+        assert int(known.sum()) == one.shape[0] * one.shape[1] + int(mask.sum())
+
+
+def test_the_first_transitions_of_a_mask():
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    found = first(mask, torch.tensor([2, 9]))
+    assert found.tolist() == [[True, True, False, False], [True, True, False, False]]
+
+
+def test_a_belief_gives_way_to_the_prior_row_by_row():
+    belief = Belief(transitions(3), transitions(3, seed=1).exp())
+    found = belief.where(torch.tensor([True, False, True]))
+    assert torch.equal(found.mean[[0, 2]], belief.mean[[0, 2]])
+    assert torch.equal(found.var[[0, 2]], belief.var[[0, 2]])
+    assert_prior(Belief(found.mean[1:2], found.var[1:2]))
+
+
 # --- one transition after the other ------------------------------------------------------------
 
 
@@ -196,9 +251,10 @@ def test_streaming_what_a_mask_leaves_gives_the_masked_belief(kind, masks):
     assert_equal(made.belief(state), made(x, mask))
 
 
-def test_a_stream_of_thousands_stays_exact_in_single_precision():
-    made = encoder("product").float()
-    x = transitions(2, 5_000).float()
+@pytest.mark.parametrize("kind", ["product", "likelihood"])
+def test_a_stream_of_thousands_stays_exact_in_single_precision(kind):
+    made = encoder(kind).float()
+    x = transitions(2, 3_000).float()
     state = made.start(2)
     with torch.no_grad():
         for row in x.unbind(1):
