@@ -138,16 +138,19 @@ def pearl_products(config: PearlConfig, spec: Spec) -> tuple[Product, ...]:
 def floor(
     products: Sequence[Product], device: torch.device, onednn: bool = False
 ) -> Callable[[], object]:
-    """Something that makes all `products`, by torch's own means or by oneDNN."""
-    operands = {}
-    for m, n, k in set(products):
+    """Something that makes all `products`, by torch's own means or by oneDNN.
+
+    Each has operands of its own, as in an update: none finds them in the cache by chance.
+    """
+    operands = []
+    for m, n, k in products:
         left, right = torch.randn(m, k, device=device), torch.randn(n, k, device=device)
-        operands[m, n, k] = (left.to_mkldnn() if onednn else left, right)
+        operands.append((left.to_mkldnn() if onednn else left, right))
 
     @torch.no_grad()
     def run() -> None:
-        for product in products:
-            F.linear(*operands[product])
+        for left, right in operands:
+            F.linear(left, right)
 
     return run
 

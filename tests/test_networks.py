@@ -55,6 +55,7 @@ def test_samples_follow_the_distribution() -> None:
     assert abs(float(draws.detach().std().log()) - 0.7) < 0.01
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
 @pytest.mark.parametrize("frozen", [False, True])
 def test_wide_and_narrow_layers_compute_the_same(
     monkeypatch: pytest.MonkeyPatch, frozen: bool
