@@ -20,7 +20,7 @@ VERBS = {
     "evaluate": "adaptation curve of a run on tasks that it has never seen",
     "report": "curves and tables of several runs on one HTML page",
     "video": "what a policy does in the episodes of a trial",
-    "bench": "throughput of simulated worlds",
+    "bench": "throughput of simulated worlds, and of an agent's updates",
 }
 """Each verb is a module of metarl.experiments.commands with a function main(args)."""
 
