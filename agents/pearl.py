@@ -57,8 +57,6 @@ class PearlConfig(SACConfig):
     """before the first update act by the untrained policy, or repeat one action for an episode"""
     initial_episodes: int = 10
     """episodes in every world of every training task before the first update"""
-    initial_updates: int = 0
-    """gradient steps on what these episodes brought, before the tasks are visited again"""
     prior_episodes: int = 2
     """episodes of a trial with z from the prior; from then on it is from the belief"""
     posterior_episodes: int = 3
@@ -86,8 +84,7 @@ class PearlConfig(SACConfig):
         counts = "latent train_tasks initial_episodes prior_episodes meta_batch"
         contexts = "context context_episodes context_capacity"
         require_between(self, [*counts.split(), *contexts.split()], self.name, 1)
-        others = ("posterior_episodes", "initial_updates", "kl_weight")
-        require_between(self, others, self.name, 0)
+        require_between(self, ("posterior_episodes", "kl_weight"), self.name, 0)
         require_between(self, ("independent", "deterministic"), self.name, 0, 1)
         require_between(self, ("collect_tasks",), self.name, 1, self.train_tasks)
         require_widths(self, ("encoder_layers",), self.name)
@@ -250,7 +247,7 @@ class Pearl:
         return {"steps": steps, "return_first": returns[0], "return_last": returns[-1], **figures}
 
     def begin(self, env: VectorEnv) -> int:
-        """Visit every training task for the first time and learn; the number of steps taken."""
+        """Visit every training task for the first time; the number of steps taken."""
         config, sac, steps = self.config, self.networks.sac, 0
         explorer: AdaptivePolicy = RepeatedActions(sac.low, sac.high, self.generator)
         if config.initial_actions == "policy":
@@ -259,8 +256,6 @@ class Pearl:
             # The last group is filled up: the number of worlds is what it is.
             ids = torch.arange(begin, begin + config.collect_tasks) % config.train_tasks
             steps += self.collect(env, ids, explorer, config.initial_episodes, every=True).steps
-        for _ in range(config.initial_updates):
-            self.update(self.sample())
         return steps
 
     def collect(

@@ -122,13 +122,22 @@ _PEARL_PAPER_TRAINING: dict[str, Options] = {
 # Small networks and batches for one processor core, and a reward scale of 1, to which the weight of
 # the KL is fitted.
 _PEARL_SMALL: Options = {
-    "encoder": "likelihood",
     "encoder_layers": (64, 64),
     "batch": 32,
     "learning_rate": 1e-3,
     "final_learning_rate": 1e-4,
     "reward_scale": 1.0,
     "collect_tasks": 10,
+}
+# Contexts as they come when adapting: episode after episode, from policies that draw and from
+# policies that do not.
+_PEARL_POINTS: Options = {
+    **_PEARL_SMALL,
+    "encoder": "likelihood",
+    "prior_episodes": 1,
+    "deterministic": 0.5,
+    "posterior_in_context": True,
+    "gamma": 0.9,
 }
 _PEARL: dict[str, Options] = {
     "half-cheetah-vel": {
@@ -137,33 +146,62 @@ _PEARL: dict[str, Options] = {
         "initial_episodes": 2,
         "kl_weight": 0.01,
     },
+    "half-cheetah-dir": {
+        **_PEARL_SMALL,
+        "layers": (128, 128),
+        "train_tasks": 20,
+        "initial_episodes": 5,
+        "kl_weight": 0.01,
+    },
+    "point-dense": {
+        **_PEARL_POINTS,
+        "final_learning_rate": 5e-5,
+        "layers": (128, 128, 128),
+        "encoder_layers": (128, 128, 128),
+        "latent": 8,
+        "train_tasks": 400,
+        "collect_tasks": 20,
+        "initial_episodes": 5,
+        "posterior_episodes": 3,
+        "independent": 0.0,
+        "context_episodes": 4,
+        "meta_batch": 32,
+        "batch": 16,
+        "kl_weight": 1e-4,
+    },
     # Random actions, each repeated for an episode, find some of the goals; from then on it is z
     # drawn from the prior that does.
     "point-sparse": {
-        **_PEARL_SMALL,
+        **_PEARL_POINTS,
         "layers": (64, 64),
+        "encoder_layers": (128, 128),
         "train_tasks": 80,
         "initial_actions": "repeated",
         "initial_episodes": 25,
-        "posterior_episodes": 8,
-        "posterior_in_context": True,
+        "posterior_episodes": 9,
         "context": 200,
         "independent": 0.5,
         "context_episodes": 10,
-        "gamma": 0.9,
-        "kl_weight": 0.003,
+        "kl_weight": 0.002,
     },
 }
-
+_CHEETAH_TRAINING: Options = {
+    "total_steps": 1_000_000,
+    "num_worlds": 20,
+    "evaluate_every": 50_000,
+    "checkpoint_every": 10,
+}
 _PEARL_TRAINING: dict[str, Options] = {
-    "half-cheetah-vel": {
-        "total_steps": 1_000_000,
-        "num_worlds": 20,
-        "evaluate_every": 100_000,
-        "checkpoint_every": 10,
+    "half-cheetah-vel": _CHEETAH_TRAINING,
+    "half-cheetah-dir": _CHEETAH_TRAINING,
+    "point-dense": {
+        "total_steps": 540_000,
+        "num_worlds": 80,
+        "evaluate_every": 32_000,
+        "checkpoint_every": 5,
     },
     "point-sparse": {
-        "total_steps": 1_000_000,
+        "total_steps": 1_120_000,
         "num_worlds": 40,
         "evaluate_every": 80_000,
         "checkpoint_every": 5,
@@ -174,6 +212,7 @@ _PEARL_TRAINING: dict[str, Options] = {
 _PEARL_FAMILY: dict[str, Options] = {
     "half-cheetah-vel": {"episodes": 3},
     "half-cheetah-dir": {"episodes": 3},
+    "point-dense": {"episodes": 4},
     "point-sparse": {"episodes": 10},
 }
 
