@@ -18,9 +18,11 @@ import torch
 from metarl.experiments.cli import main
 
 PRELOADED = (
+    "metarl.agents.pearl",
     "metarl.agents.rl2",
     "metarl.envs.bandits",
     "metarl.envs.half_cheetah",
+    "metarl.envs.point_robots",
     "metarl.experiments.commands.train",
     "metarl.experiments.loading",
     "metarl.experiments.presets",

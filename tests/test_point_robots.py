@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from metarl.envs.registry import make_family
+from metarl.exploration import RepeatedActions
+from metarl.oracle import TaskInObservation
+from metarl.rollout import run_trials
 
 NAMES = ("point-dense", "point-sparse", "navigation-2d")
 
@@ -137,3 +140,59 @@ def test_starts():
             assert not torch.equal(first, second)
         else:
             assert not first.any() and not second.any()
+
+
+def test_only_a_sparse_reward_has_a_dense_one_beside_it():
+    for name in NAMES:
+        env = placed(name, [0.5, 0.2], [0.3, 0.1])
+        info = env.step(torch.zeros(1, 2))[-1]
+        assert ("dense_reward" in info) == (name == "point-sparse")
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_the_dense_reward_is_minus_the_distance_after_the_move(near):
+    offset = [0.05, -0.1] if near else [0.5, 0.2]
+    env = placed("point-sparse", [0.3 + offset[0], 0.1 + offset[1]], [0.3, 0.1])
+    _, reward, _, _, info = env.step(torch.tensor([[1.0, 0.0]]))
+    distance = math.hypot(offset[0] + 0.1, offset[1])
+    assert float(info["dense_reward"]) == pytest.approx(-distance, abs=1e-6)
+    assert bool(reward > 0) == near
+
+
+def rollout_on(name, tasks=5, worlds=3):
+    """A trial of random moves; the tasks, the family and what was recorded."""
+    family = make_family(name)
+    batch = family.sample_tasks(tasks, "train", torch.Generator().manual_seed(1))
+    env = family.make_worlds(tasks * worlds)
+    env.set_tasks(batch)
+    low, high = (torch.full((2,), x) for x in (-1.0, 1.0))
+    explorer = RepeatedActions(low, high, torch.Generator().manual_seed(2))
+    return batch, family, run_trials(explorer, env, 10)
+
+
+def test_a_rollout_keeps_both_rewards_and_the_sparse_one_counts():
+    tasks, family, rollout = rollout_on("point-sparse")
+    offset = rollout.final_obs - tasks.goal.view(1, -1, 1, 2)
+    distance = offset.norm(dim=-1)
+    torch.testing.assert_close(rollout.dense_reward, -distance)
+    sparse = torch.where(distance <= 0.2, 1.0 - distance, 0.0)
+    torch.testing.assert_close(rollout.reward, sparse)
+    assert (sparse > 0).any() and (sparse == 0).any()
+    returns = rollout.per_episode(rollout.reward, 10)
+    assert float(returns.sum()) == pytest.approx(float(sparse.sum()), rel=1e-5)
+    assert rollout.flat()["dense_reward"].shape == (10 * family.horizon, 15)
+
+
+@pytest.mark.parametrize("name", ["point-dense", "navigation-2d"])
+def test_without_a_dense_reward_a_rollout_has_the_reward_in_its_place(name):
+    rollout = rollout_on(name)[-1]
+    assert torch.equal(rollout.dense_reward, rollout.reward)
+
+
+def test_who_is_told_the_task_gets_the_dense_reward_too():
+    family = TaskInObservation.of(make_family("point-sparse"))
+    env = family.make_worlds(4)
+    env.set_tasks(family.sample_tasks(2, "train", torch.Generator()))
+    env.reset()
+    *_, info = env.step(torch.zeros(4, 2))
+    torch.testing.assert_close(info["dense_reward"], torch.full((4,), -1.0))

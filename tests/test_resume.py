@@ -22,8 +22,27 @@ CHEETAH = [
     *["rl2", "half-cheetah-vel", *SMALL, "--family.episodes", "1"],
     *["--total-steps", "3200", "--evaluate-every", "1600"],
 ]
-ROWS = {"bandit": 12 + 3, "half-cheetah-vel": 4 + 2}
+# Small enough for replay and contexts to overflow. The first iteration visits all tasks.
+PEARL = [
+    *["pearl", "point-sparse", "--num-worlds", "4", "--evaluation-tasks", "4", "--seed", "3"],
+    *["--threads", "1", "--layers", "8", "--encoder-layers", "8", "--family.horizon", "5"],
+    *["--family.episodes", "3", "--train-tasks", "4", "--collect-tasks", "2"],
+    *["--initial-episodes", "1", "--prior-episodes", "1", "--posterior-episodes", "1"],
+    *["--updates", "3", "--batch", "8", "--meta-batch", "4", "--context", "6"],
+    *["--capacity", "50", "--context-capacity", "30"],
+    *["--total-steps", "480", "--evaluate-every", "160"],
+]
+PEARL_AS_PUBLISHED = [
+    *["pearl", "point-dense", *PEARL[2:], "--variant", "paper", "--encoder", "recurrent"],
+    *["--independent", "0.5", "--context-episodes", "2", "--initial-actions", "repeated"],
+]
+ROWS = {"bandit": 12 + 3, "half-cheetah-vel": 4 + 2, "point-sparse": 11 + 3, "point-dense": 11 + 3}
 """lines of metrics.jsonl: iterations and evaluations"""
+GENERATORS = ("optimizer", "generator", "task_generator")
+PARTS = {"rl2": ("network", "return_norm", *GENERATORS), "pearl": ("networks", *GENERATORS)}
+"""what has to be among the saved state of an agent"""
+STREAMS = {"rl2": set(), "pearl": {"replay", "contexts"}}
+"""the memories that are saved beside it"""
 
 
 class Server:
@@ -61,7 +80,7 @@ def server():
 def whole(server, tmp_path_factory):
     """Runs that were never interrupted, by family."""
     made = {}
-    for words in (BANDIT, CHEETAH):
+    for words in (BANDIT, CHEETAH, PEARL, PEARL_AS_PUBLISHED):
         path = tmp_path_factory.mktemp("whole") / "run"
         assert server.train(path, words) == 0, server.log.read_text()
         assert len((path / "metrics.jsonl").read_text().splitlines()) == ROWS[words[1]]
@@ -83,14 +102,18 @@ def flat(state, prefix=""):
 
 
 def assert_same(path, whole):
-    """Parameters, optimiser, normalisers, generators, worlds, counters and metrics are equal."""
+    """States, memories and metrics are equal, byte for byte."""
     one, other = (load_checkpoint(p / "checkpoints") for p in (path, whole))
     assert one.step == other.step and one.labels == other.labels
     mine, expected = flat(one.states), flat(other.states)
-    for part in ("network", "optimizer", "return_norm", "generator", "task_generator"):
+    for part in PARTS[one.labels["agent"]]:
         assert any(key.startswith(f"/agent/{part}") for key in expected)
     assert [key for key in expected if mine.get(key) != expected[key]] == []
     assert mine.keys() == expected.keys()
+    assert one.streams.keys() == other.streams.keys() == STREAMS[one.labels["agent"]]
+    for name, stream in other.streams.items():
+        assert one.streams[name].read_bytes() == stream.read_bytes()
+        assert stream.suffix == ".bin" and stream.stat().st_size > 1_000
     assert (path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     curves = sorted(file.name for file in (whole / "evaluation").iterdir())
     assert sorted(file.name for file in (path / "evaluation").iterdir()) == curves
@@ -120,7 +143,9 @@ def interrupt(server, folder, words, number, count, seed):
 
 
 @pytest.mark.parametrize(
-    ("words", "count"), [(BANDIT, 20), (CHEETAH, 2)], ids=["bandit", "cheetah"]
+    ("words", "count"),
+    [(BANDIT, 20), (CHEETAH, 2), (PEARL, 10), (PEARL_AS_PUBLISHED, 3)],
+    ids=["bandit", "cheetah", "pearl", "pearl-as-published"],
 )
 def test_killed_at_random_moments(server, whole, tmp_path, words, count):
     for path, code in interrupt(server, tmp_path, words, signal.SIGKILL, count, seed=1):
