@@ -71,6 +71,8 @@ class PearlConfig(SACConfig):
     """share of the contexts that are drawn independently, as published"""
     context_episodes: int = 4
     """the others are the first 1 to this many episodes of a trial, as they come when adapting"""
+    fresh_contexts: bool = True
+    """draw contexts from the last visit of a task alone, as published"""
     context_capacity: int = 10_000
     """most recent transitions of a task that contexts are drawn from"""
     meta_batch: int = 16
@@ -261,9 +263,9 @@ class Pearl:
     def collect(
         self, env: VectorEnv, ids: Tensor, explorer: AdaptivePolicy, episodes: int, every: bool
     ) -> Rollout:
-        """Run a trial in every world of the tasks `ids`; their contexts begin anew with it.
+        """Run a trial in every world of the tasks `ids` and keep what it brought.
 
-        The contexts are `every` episode, or those with z from the prior.
+        Contexts are drawn from `every` episode, or from those with z from the prior.
         """
         env.set_tasks(cast(TaskBatch, self.train_tasks)[ids])
         rollout = run_trials(explorer, env, episodes)
@@ -282,7 +284,8 @@ class Pearl:
         )
         shown = valid & ((flat["episode"] < self.config.prior_episodes) | every)
         x = self.networks.transition(obs, action, flat["reward"], next_obs)
-        self.contexts.clear(ids.to(self.device))
+        if self.config.fresh_contexts:
+            self.contexts.clear(ids.to(self.device))
         self.contexts.add(tasks, shown, x=x)
         return rollout
 
