@@ -20,6 +20,7 @@ from metarl.agents.sac import Variant
 from metarl.envs.registry import make_family
 from metarl.errors import UsageError
 from metarl.experiments.plain_pearl import PlainPearl
+from metarl.experiments.presets import preset
 from metarl.experiments.timing import Side, check_windows, measure, median_ratio, torch_threads
 from metarl.networks import action_dim
 from metarl.tasks import Spec
@@ -53,18 +54,9 @@ class Workload:
 def pearl(variant: Variant, device: torch.device) -> Workload:
     """PEARL as published for half-cheetah-vel (Rakelly et al. 2019), its replay full of noise."""
     family = "half-cheetah-vel"
-    config = PearlConfig(
-        variant=variant,
-        latent=5,
-        layers=(300, 300, 300),
-        encoder_layers=(200, 200, 200),
-        train_tasks=100,
-        context=100,
-        capacity=TRANSITIONS,
-        context_capacity=TRANSITIONS,
-        meta_batch=16,
-        batch=256,
-    )
+    room = {"capacity": TRANSITIONS, "context_capacity": TRANSITIONS}
+    published = preset("pearl-paper", family)["agent"]
+    config = PearlConfig(**{**published, **room, "variant": variant})
     spec = make_family(family).spec()
     agent = Pearl(config, spec, device=device)
     _fill(agent)
