@@ -71,8 +71,6 @@ class PearlConfig(SACConfig):
     """share of the contexts that are drawn independently, as published"""
     context_episodes: int = 4
     """the others are the first 1 to this many episodes of a trial, as they come when adapting"""
-    fresh_contexts: bool = True
-    """draw contexts from the last visit of a task alone, as published"""
     context_capacity: int = 10_000
     """most recent transitions of a task that contexts are drawn from"""
     meta_batch: int = 16
@@ -263,7 +261,7 @@ class Pearl:
     def collect(
         self, env: VectorEnv, ids: Tensor, explorer: AdaptivePolicy, episodes: int, every: bool
     ) -> Rollout:
-        """Run a trial in every world of the tasks `ids` and keep what it brought.
+        """Run a trial in every world of the tasks `ids`; their contexts begin anew with it.
 
         Contexts are drawn from `every` episode, or from those with z from the prior.
         """
@@ -284,8 +282,7 @@ class Pearl:
         )
         shown = valid & ((flat["episode"] < self.config.prior_episodes) | every)
         x = self.networks.transition(obs, action, flat["reward"], next_obs)
-        if self.config.fresh_contexts:
-            self.contexts.clear(ids.to(self.device))
+        self.contexts.clear(ids.to(self.device))
         self.contexts.add(tasks, shown, x=x)
         return rollout
 

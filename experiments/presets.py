@@ -175,6 +175,7 @@ _PEARL: dict[str, Options] = {
         **_PEARL_POINTS,
         "layers": (64, 64),
         "encoder_layers": (128, 128),
+        "latent": 2,
         "train_tasks": 80,
         "initial_actions": "repeated",
         "initial_episodes": 25,
