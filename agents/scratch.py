@@ -71,9 +71,9 @@ class _OnPolicyLearner:
         model, done = self.model, terminated | truncated
         with torch.no_grad():
             next_value = model.policy.predict_values(torch.as_tensor(next_obs).to(model.device))
-        reward = reward + truncated * model.gamma * as_array(next_value)[:, 0]
+        cut_off = truncated.astype(np.float32) * (model.gamma * as_array(next_value)[:, 0])
         buffer = model.rollout_buffer
-        buffer.add(self.obs, self.action, reward, self.starts, self.value, self.log_prob)
+        buffer.add(self.obs, self.action, reward + cut_off, self.starts, self.value, self.log_prob)
         self.starts = done
         if buffer.full:
             buffer.compute_returns_and_advantage(next_value, done)
