@@ -120,9 +120,10 @@ def open_run(path: Path | str, device: str = "cpu") -> LoadedRun:
     folder = RunFolder.open(Path(path))
     config, where = folder.config, f"{path}/config.yaml"
     choose(f"agent in {where}", config.agent, AGENTS)
+    family = family_of(config, where)
     kind = AGENTS[config.agent].config_class()
     agent_config = from_plain(kind, config.agent_config, f"{where}: agent_config")
-    family = as_seen_by(config.agent, family_of(config, where), agent_config)
+    family = as_seen_by(config.agent, family, agent_config)
     agent = build_agent(config.agent, agent_config, family, seed=0, device=check_device(device))
     checkpoint = load_checkpoint(folder.checkpoints, ["agent"])
     folder.require_own(checkpoint.labels, checkpoint.path)
