@@ -153,18 +153,20 @@ _PEARL: dict[str, Options] = {
         "initial_episodes": 5,
         "kl_weight": 0.01,
     },
+    # Where the goal is follows from distances to several places: a sum over transitions is a poor
+    # way to find it, a memory a good one.
     "point-dense": {
         **_PEARL_POINTS,
+        "encoder": "recurrent",
         "final_learning_rate": 5e-5,
-        "layers": (128, 128, 128),
-        "encoder_layers": (128, 128, 128),
-        "latent": 8,
+        "layers": (128, 128),
+        "latent": 4,
         "train_tasks": 400,
         "collect_tasks": 20,
         "initial_episodes": 5,
         "posterior_episodes": 3,
         "independent": 0.0,
-        "context_episodes": 4,
+        "context_episodes": 3,
         "meta_batch": 32,
         "batch": 16,
         "kl_weight": 1e-4,
@@ -196,7 +198,7 @@ _PEARL_TRAINING: dict[str, Options] = {
     "half-cheetah-vel": _CHEETAH_TRAINING,
     "half-cheetah-dir": _CHEETAH_TRAINING,
     "point-dense": {
-        "total_steps": 540_000,
+        "total_steps": 480_000,
         "num_worlds": 80,
         "evaluate_every": 32_000,
         "checkpoint_every": 5,
