@@ -6,6 +6,7 @@ Models stand behind `metarl.adapters.Bridge`: they act in [-1, 1], whatever the 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -230,7 +231,8 @@ class FixedPolicy:
 
     def act(self, obs: Tensor) -> Tensor:
         """Choose actions for observations `[B, O]`."""
-        with self.generators.in_use():
+        # Only a policy that draws its actions has to be kept from the global generators.
+        with nullcontext() if self.deterministic else self.generators.in_use():
             actions, _ = self.policy.predict(as_array(obs), deterministic=self.deterministic)
         return self.bridge.actions(actions, self.device)
 

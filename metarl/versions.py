@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from functools import cache
 
-_PACKAGES = ("metarl", "torch", "numpy", "scipy", "gymnasium", "mujoco")
+_PACKAGES = ("metarl", "torch", "numpy", "scipy", "gymnasium", "mujoco", "stable-baselines3")
 
 
 @cache
