@@ -297,6 +297,6 @@ def appendix(runs: Sequence[RunRecord]) -> list[Html]:
 def _versions(run: RunRecord) -> str:
     try:
         versions = json.loads((run.folder.path / "versions.json").read_text(encoding="utf-8"))
-        return "\n".join(f"{name:<12}{version}" for name, version in versions.items())
+        return "\n".join(f"{name:<20}{version}" for name, version in versions.items())
     except (OSError, ValueError, AttributeError):
         return "not recorded"
