@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from metarl.adapters import Bridge, as_array
-from metarl.errors import UsageError, require_between, require_positive
+from metarl.errors import UsageError, require_between, require_positive, require_widths
 from metarl.generators import PrivateGenerators
 from metarl.policy import Step
 from metarl.tasks import Spec
@@ -50,8 +50,7 @@ class BaselineConfig:
         """Raise `UsageError` for values that cannot train."""
         require_positive(self, ("learning_rate", "episodes_per_task"), "sb3")
         require_between(self, ("gamma",), "sb3", 0, 1)
-        if not self.layers or min(self.layers) < 1:
-            raise UsageError(f"sb3: layers must be one or more widths above 0, got {self.layers}")
+        require_widths(self, ("layers",), "sb3")
         if self.sees_task and self.from_scratch:
             raise UsageError(
                 "sb3: a model that learns one task from scratch has no use for sees_task; choose "
