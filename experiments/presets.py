@@ -153,20 +153,17 @@ _PEARL: dict[str, Options] = {
         "initial_episodes": 5,
         "kl_weight": 0.01,
     },
-    # Where the goal is follows from distances to several places: a sum over transitions is a poor
-    # way to find it, a memory a good one.
     "point-dense": {
         **_PEARL_POINTS,
-        "encoder": "recurrent",
-        "final_learning_rate": 5e-5,
-        "layers": (128, 128),
-        "latent": 4,
+        "final_learning_rate": 2e-5,
+        "encoder_layers": (64, 64, 64),
+        "latent": 8,
         "train_tasks": 400,
         "collect_tasks": 20,
         "initial_episodes": 5,
         "posterior_episodes": 3,
         "independent": 0.0,
-        "context_episodes": 3,
+        "context_episodes": 4,
         "meta_batch": 32,
         "batch": 16,
         "kl_weight": 1e-4,
@@ -177,7 +174,6 @@ _PEARL: dict[str, Options] = {
         **_PEARL_POINTS,
         "layers": (64, 64),
         "encoder_layers": (128, 128),
-        "latent": 2,
         "train_tasks": 80,
         "initial_actions": "repeated",
         "initial_episodes": 25,
@@ -185,7 +181,7 @@ _PEARL: dict[str, Options] = {
         "context": 200,
         "independent": 0.5,
         "context_episodes": 10,
-        "kl_weight": 0.002,
+        "kl_weight": 0.0015,
     },
 }
 _CHEETAH_TRAINING: Options = {
@@ -198,13 +194,13 @@ _PEARL_TRAINING: dict[str, Options] = {
     "half-cheetah-vel": _CHEETAH_TRAINING,
     "half-cheetah-dir": _CHEETAH_TRAINING,
     "point-dense": {
-        "total_steps": 480_000,
+        "total_steps": 670_000,
         "num_worlds": 80,
         "evaluate_every": 32_000,
         "checkpoint_every": 5,
     },
     "point-sparse": {
-        "total_steps": 1_120_000,
+        "total_steps": 1_760_000,
         "num_worlds": 40,
         "evaluate_every": 80_000,
         "checkpoint_every": 5,
