@@ -45,6 +45,8 @@ class GymnasiumWorlds(VectorEnv):
     """Gymnasium envs stepped together, each with its own task; `close` ends their processes."""
 
     family: GymnasiumFamily
+    # Of the class, so that `close` works on worlds whose construction failed.
+    _vector: gym.vector.VectorEnv[Any, Any, Any] | None = None
 
     def __init__(
         self,
@@ -56,7 +58,6 @@ class GymnasiumWorlds(VectorEnv):
     ) -> None:
         """Lay out `num_worlds` worlds; their envs are made when there are tasks."""
         super().__init__(family, num_worlds, device=device, seed=seed)
-        self._vector: gym.vector.VectorEnv[Any, Any, Any] | None = None
         self._observation = torch.zeros(num_worlds, family.spec().obs_dim, device=self.device)
         self._seeds = torch.zeros(num_worlds, dtype=torch.int64)
         # Of every step that an episode still running has seen, the actions of all worlds.

@@ -407,7 +407,7 @@ def test_an_env_is_made_anew_or_told_its_task():
 def train_in(path, family, steps, resume=False, kill_at=0, agent="rl2"):
     """Train as a person would from Python; `kill_at` an iteration, nothing catches."""
     config = TrainingConfig(
-        total_steps=steps, num_worlds=4, seed=3, evaluate_every=200, evaluation_tasks=2
+        total_steps=steps, num_worlds=4, seed=3, evaluate_every=100, evaluation_tasks=2
     )
     small = {"hidden": 8, "embedding": 8, "layers": (8,), "epochs": 1, "minibatches": 2}
     kind = {"rl2": RL2Config, "oracle": NonAdaptiveConfig}[agent]
@@ -446,14 +446,22 @@ def final(path):
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, family, agent):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train_in(whole, family, 500, agent=agent)
+    train_in(whole, family, 300, agent=agent)
     with pytest.raises(KeyboardInterrupt):
-        train_in(broken, family, 500, kill_at=4, agent=agent)
-    train_in(broken, family, 500, resume=True, agent=agent)
+        train_in(broken, family, 300, kill_at=3, agent=agent)
+    train_in(broken, family, 300, resume=True, agent=agent)
     assert final(broken) == final(whole)
 
 
-def test_the_options_of_a_family_are_plain(tmp_path):
+def test_an_agent_learns_on_a_gymnasium_env():
+    family = CartPole(horizon=50)
+    env = family.make_worlds(16, seed=1)
+    agent = RL2(RL2Config(chunk=0, epochs=4, minibatches=4), family.spec(), seed=1)
+    returns = [agent.train_step(env, i / 10)["return_last"] for i in range(10)]
+    assert sum(returns[-3:]) / 3 > sum(returns[:3]) / 3 + 10.0
+
+
+def test_the_options_of_a_family_are_plain():
     family = Pendulum(strongest=3.0, vectorization="async")
     assert from_plain(Pendulum, to_plain(family), "here") == family
     assert family.sample_tasks(99, "train", torch.Generator()).tensors()["gravity"].max() < 3.0
