@@ -207,6 +207,29 @@ _PEARL_TRAINING: dict[str, Options] = {
     },
 }
 
+# Stable-Baselines3 on the robots: smaller networks than its own, and many worlds.
+_SB3_REPLAY: Options = {"layers": (128, 128), "learning_rate": 1e-3, "learning_starts": 3200}
+_SB3_PPO: Options = {
+    "learning_rate": 1e-3,
+    "epochs": 5,
+    "minibatches": 16,
+    "gamma": 0.97,
+    "lam": 0.9,
+}
+_SB3_REPLAY_TRAINING: Options = {
+    "total_steps": 600_000,
+    "num_worlds": 16,
+    "evaluate_every": 50_000,
+    "checkpoint_every": 20,
+}
+_SB3_PPO_TRAINING: Options = {
+    "total_steps": 3_000_000,
+    "num_worlds": 64,
+    "evaluate_every": 250_000,
+    "checkpoint_every": 5,
+}
+_ROBOTS = ("half-cheetah-vel", "half-cheetah-dir")
+
 # Return after adapting counts from the third episode on; with a sparse reward it takes longer.
 _PEARL_FAMILY: dict[str, Options] = {
     "half-cheetah-vel": {"episodes": 3},
@@ -216,29 +239,28 @@ _PEARL_FAMILY: dict[str, Options] = {
 }
 
 
+_PRESETS: dict[str, tuple[dict[str, Options], dict[str, Options]]] = {
+    **dict.fromkeys(("rl2", "non-adaptive", "oracle"), (_AGENT, _TRAINING)),
+    "pearl": (_PEARL, _PEARL_TRAINING),
+    "pearl-paper": (_PEARL_PAPER, _PEARL_PAPER_TRAINING),
+    "sb3-ppo": (dict.fromkeys(_ROBOTS, _SB3_PPO), dict.fromkeys(_ROBOTS, _SB3_PPO_TRAINING)),
+    **dict.fromkeys(
+        ("sb3-sac", "sb3-td3"),
+        (dict.fromkeys(_ROBOTS, _SB3_REPLAY), dict.fromkeys(_ROBOTS, _SB3_REPLAY_TRAINING)),
+    ),
+}
+"""settings of the agent and of the trainer, by agent and family"""
+
+
 def preset(agent: str, family: str) -> dict[str, Options]:
     """Defaults for training `agent` on `family`: options of the agent, the family, the trainer.
 
     The three on-policy agents share one PPO and so one preset per family.
     """
-    if agent in OFF_POLICY:
-        settings, training = OFF_POLICY[agent]
-        return {
-            "agent": dict(settings.get(family, {})),
-            "family": dict(_PEARL_FAMILY.get(family, {})),
-            "training": dict(training.get(family, {})),
-        }
+    settings, training = _PRESETS[agent]
+    longer = _PEARL_FAMILY if agent.startswith("pearl") else {}
     return {
-        "agent": dict(_AGENT.get(family, {})) if agent in ON_POLICY else {},
-        "family": {},
-        "training": dict(_TRAINING.get(family, {})),
+        "agent": dict(settings.get(family, {})),
+        "family": dict(longer.get(family, {})),
+        "training": dict(training.get(family, _TRAINING.get(family, {}))),
     }
-
-
-ON_POLICY = ("rl2", "non-adaptive", "oracle")
-"""agents that are configured by the fields of `RL2Config`"""
-OFF_POLICY = {
-    "pearl": (_PEARL, _PEARL_TRAINING),
-    "pearl-paper": (_PEARL_PAPER, _PEARL_PAPER_TRAINING),
-}
-"""settings and training of the agents that learn from replay, by family"""
