@@ -168,6 +168,16 @@ _PEARL: dict[str, Options] = {
         "batch": 16,
         "kl_weight": 1e-4,
     },
+    "navigation-2d": {
+        **_PEARL_POINTS,
+        "encoder_layers": (64, 64, 64),
+        "latent": 8,
+        "initial_episodes": 2,
+        "posterior_episodes": 2,
+        "independent": 0.5,
+        "context_episodes": 2,
+        "kl_weight": 1e-4,
+    },
     # Random actions, each repeated for an episode, find some of the goals; from then on it is z
     # drawn from the prior that does.
     "point-sparse": {
@@ -197,6 +207,12 @@ _PEARL_TRAINING: dict[str, Options] = {
         "total_steps": 670_000,
         "num_worlds": 80,
         "evaluate_every": 32_000,
+        "checkpoint_every": 5,
+    },
+    "navigation-2d": {
+        "total_steps": 500_000,
+        "num_worlds": 20,
+        "evaluate_every": 50_000,
         "checkpoint_every": 5,
     },
     "point-sparse": {
@@ -234,6 +250,7 @@ _ROBOTS = ("half-cheetah-vel", "half-cheetah-dir")
 _PEARL_FAMILY: dict[str, Options] = {
     "half-cheetah-vel": {"episodes": 3},
     "half-cheetah-dir": {"episodes": 3},
+    "navigation-2d": {"episodes": 3},
     "point-dense": {"episodes": 4},
     "point-sparse": {"episodes": 10},
 }
@@ -258,9 +275,12 @@ def preset(agent: str, family: str) -> dict[str, Options]:
     The three on-policy agents share one PPO and so one preset per family.
     """
     settings, training = _PRESETS[agent]
-    longer = _PEARL_FAMILY if agent.startswith("pearl") else {}
+    pearl = agent.startswith("pearl")
+    longer = _PEARL_FAMILY if pearl else {}
+    # Learning from replay takes few worlds: four for each of the five tasks of a visit.
+    usual = {"num_worlds": 20} if pearl else _TRAINING.get(family, {})
     return {
         "agent": dict(settings.get(family, {})),
         "family": dict(longer.get(family, {})),
-        "training": dict(training.get(family, _TRAINING.get(family, {}))),
+        "training": dict(training.get(family, usual)),
     }
