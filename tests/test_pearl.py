@@ -509,6 +509,9 @@ def test_contexts_as_when_adapting_are_whole_episodes_from_the_start_of_a_trial(
         starts = [k for k in range(len(rows)) if torch.equal(rows[k], x[0])]
         assert any(torch.equal(rows[k : k + len(steps)], x[known]) for k in starts)
     assert set(lengths) == {1.0, 2.0}
+    _, mask = agent.sample_context(torch.arange(5).repeat(200))
+    assert mask is not None
+    assert float((mask.sum(-1) == 4).float().mean()) == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_context_can_have_no_more_episodes_than_were_shown() -> None:
