@@ -182,6 +182,7 @@ _PEARL: dict[str, Options] = {
     # drawn from the prior that does.
     "point-sparse": {
         **_PEARL_POINTS,
+        "final_learning_rate": 5e-5,
         "layers": (64, 64),
         "encoder_layers": (128, 128),
         "train_tasks": 80,
@@ -191,7 +192,7 @@ _PEARL: dict[str, Options] = {
         "context": 200,
         "independent": 0.5,
         "context_episodes": 10,
-        "kl_weight": 0.0015,
+        "kl_weight": 0.002,
     },
 }
 _CHEETAH_TRAINING: Options = {
@@ -216,7 +217,7 @@ _PEARL_TRAINING: dict[str, Options] = {
         "checkpoint_every": 5,
     },
     "point-sparse": {
-        "total_steps": 1_760_000,
+        "total_steps": 960_000,
         "num_worlds": 40,
         "evaluate_every": 80_000,
         "checkpoint_every": 5,
