@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from metarl.agents.sac import SACConfig, SoftActorCritic, actor_losses, bellman, next_value
 from metarl.context import ENCODERS, Encoder, first, join
-from metarl.errors import require_between, require_widths
+from metarl.errors import UsageError, require_between, require_widths
 from metarl.exploration import RepeatedActions
 from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
 from metarl.policy import AdaptivePolicy, Step
@@ -229,6 +229,11 @@ class Pearl:
     def train_step(self, env: VectorEnv, progress: float) -> dict[str, float]:
         """Visit some training tasks, then update on the replay of all of them."""
         config, generator = self.config, self.task_generator
+        if env.num_envs % config.collect_tasks:
+            raise UsageError(
+                f"pearl: the number of worlds must be a multiple of collect_tasks "
+                f"({config.collect_tasks}), got {env.num_envs}"
+            )
         if self.train_tasks is None:
             # Drawn from the seed alone, so that a resumed run draws the same.
             drawn = torch.Generator().manual_seed(generator.initial_seed())

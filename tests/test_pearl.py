@@ -999,7 +999,7 @@ TINY += " --train-tasks 4 --collect-tasks 2 --initial-episodes 1 --total-steps 1
         ("point-dense", "--context 0", ["pearl: context must", "at least 1", "got 0"]),
         ("point-dense", "--batch 50 --capacity 40", ["capacity must", "one batch (50)", "got 40"]),
         ("point-dense", "--collect-tasks 5", ["collect_tasks must", "[1, 4]", "got 5"]),
-        ("point-dense", "--num-worlds 5", ["5 worlds", "shared evenly by 2 tasks", "divides"]),
+        ("point-dense", "--num-worlds 5", ["worlds must be a multiple", "collect_tasks (2)", "got 5"]),
         ("point-dense", "--encoder lstm", ["--encoder", "lstm", "product", "recurrent"]),
         ("point-dense", "--variant new", ["--variant", "'new'", "modern", "paper"]),
         ("point-dense", "--kl-weight nan", ["kl_weight must be a finite number of", "got nan"]),
@@ -1015,6 +1015,7 @@ def test_bad_input_gets_one_sentence(
     code, said = metarl("train", "pearl", family, "--run-dir", tmp_path / "run", *order)
     lines = [line for line in said.splitlines() if line.startswith("metarl: ")]
     assert code == 2 and len(lines) == 1 and "Traceback" not in said, said
+    assert not (tmp_path / "run").exists()
     for word in expected:
         assert word in lines[0]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,13 @@ def _train(agent: str, family: str, args: list[str]) -> int:
         folder.require_same(config)
     else:
         folder = RunFolder.create(path, config)
-    done = train(built, seen, folder, training, resume=run.resume, device=device, threads=threads)
+    try:
+        done = train(
+            built, seen, folder, training, resume=run.resume, device=device, threads=threads
+        )
+    except UsageError:
+        _remove_unused(folder)
+        raise
     first, last = (done.figures.get(f"return_{which}") for which in ("first", "last"))
     print(f"trained {agent} on {family} for {done.counters.steps} steps: {path}")
     print(f"next: metarl evaluate {shlex.quote(str(path))}")
@@ -99,6 +106,12 @@ def _train(agent: str, family: str, args: list[str]) -> int:
         figures = {"run": str(path), "steps": done.counters.steps}
         print_json({**figures, "return_first": first, "return_last": last})
     return 0
+
+
+def _remove_unused(folder: RunFolder) -> None:
+    """Remove a run folder in which nothing was trained, so that its name is free again."""
+    if not folder.metrics.is_file() or folder.metrics.stat().st_size == 0:
+        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def run_config(agent: str, family: str, options: Any) -> RunConfig:
