@@ -183,6 +183,12 @@ def layers_of(module: Any, head: int | None = None) -> list[tuple[Tensor, Tensor
     return [(weight[head], bias[head, 0]) for weight, bias in pairs]
 
 
+def lesser(values: list[Tensor], wins: set[int]) -> Tensor:
+    """The lesser of two values; which one it was is noted."""
+    wins.add(int(values[1] < values[0]))
+    return min(values)
+
+
 def by_hand(
     networks: PearlNetworks, batch: Batch, config: PearlConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
@@ -205,6 +211,7 @@ def by_hand(
     def q(module: Any, state: Tensor, action: Tensor) -> list[Tensor]:
         return [dense(torch.cat([state, action]), layers_of(module, e))[0] for e in range(2)]
 
+    wins: tuple[set[int], set[int]] = set(), set()
     terms: dict[str, list[Tensor]] = {name: [] for name in ("bellman", "kl", "policy", "extra")}
     for m in range(tasks):
         precision, shift = torch.zeros(latent).double(), torch.zeros(latent).double()
@@ -225,7 +232,7 @@ def by_hand(
                 value = dense(next_state, layers_of(sac.target, 0))[0]
             else:
                 next_action, log_prob, *_ = policy(next_state, next_noise[m, b])
-                value = min(q(sac.target, next_state, next_action))
+                value = lesser(q(sac.target, next_state, next_action), wins[0])
                 value = value - sac.log_alpha.exp() * log_prob
             alive = 0.0 if bool(batch.terminated[m, b]) else 1.0
             y = config.reward_scale * batch.reward[m, b] + config.gamma * alive * value
@@ -233,7 +240,7 @@ def by_hand(
                 terms["bellman"].append((prediction - y.detach()) ** 2)
             blind = state.detach()
             action, log_prob, centre, log_std = policy(blind, new_noise[m, b])
-            best = min(q(sac.critics, blind, action))
+            best = lesser(q(sac.critics, blind, action), wins[1])
             if config.variant == "paper":
                 v = dense(blind, layers_of(sac.value, 0))[0]
                 terms["extra"].append((v - (best - log_prob).detach()) ** 2)
@@ -242,6 +249,8 @@ def by_hand(
             else:
                 terms["policy"].append(sac.log_alpha.detach().exp() * log_prob - best)
                 terms["extra"].append(-sac.log_alpha * (log_prob.detach() - actions))
+    # Were one critic always the lesser, taking it alone would pass for taking the minimum.
+    assert wins[1] == {0, 1} and wins[0] == (set() if next_noise is None else {0, 1})
     mean_of = {name: torch.stack(values).mean() for name, values in terms.items()}
     return {
         "bellman": 2.0 * mean_of["bellman"],  # a mean over transitions, a sum over both critics
@@ -260,9 +269,15 @@ def problem(masked: bool = False, **changes: Any) -> tuple[PearlNetworks, Batch,
         for parameter in networks.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     obs, next_obs = torch.randn(2, 3, 4, 3, dtype=torch.float64)
+    action = torch.rand(3, 4, 2, dtype=torch.float64) * 2 - 1
+    for critics in (networks.sac.critics, networks.sac.target):
+        if len(critics.weights[0]) == 2:  # both are the lesser one now and then
+            x = torch.cat([obs, torch.zeros(3, 4, config.latent), action], -1)
+            with torch.no_grad():
+                critics.biases[-1].sub_(critics(x).flatten(1).median(1).values.view(2, 1, 1))
     batch = Batch(
         obs=obs,
-        action=torch.rand(3, 4, 2, dtype=torch.float64) * 2 - 1,
+        action=action,
         reward=torch.randn(3, 4, dtype=torch.float64),
         next_obs=next_obs,
         terminated=torch.tensor([[True, False, False, True]] * 3),
@@ -999,7 +1014,11 @@ TINY += " --train-tasks 4 --collect-tasks 2 --initial-episodes 1 --total-steps 1
         ("point-dense", "--context 0", ["pearl: context must", "at least 1", "got 0"]),
         ("point-dense", "--batch 50 --capacity 40", ["capacity must", "one batch (50)", "got 40"]),
         ("point-dense", "--collect-tasks 5", ["collect_tasks must", "[1, 4]", "got 5"]),
-        ("point-dense", "--num-worlds 5", ["worlds must be a multiple", "collect_tasks (2)", "got 5"]),
+        (
+            "point-dense",
+            "--num-worlds 5",
+            ["worlds must be a multiple", "collect_tasks (2)", "got 5"],
+        ),
         ("point-dense", "--encoder lstm", ["--encoder", "lstm", "product", "recurrent"]),
         ("point-dense", "--variant new", ["--variant", "'new'", "modern", "paper"]),
         ("point-dense", "--kl-weight nan", ["kl_weight must be a finite number of", "got nan"]),
