@@ -123,7 +123,7 @@ class SoftActorCritic(nn.Module):
     def act(self, state: Tensor, steady: Tensor, generator: torch.Generator) -> Tensor:
         """The family's actions `[B, A]` for `state` `[B, S]`.
 
-        They are the mode where `steady` bool `[B]`, drawn elsewhere.
+        Where `steady` bool `[B]` they are the squeezed mean, elsewhere drawn.
         """
         mean, log_std = self.policy(state)
         drawn = self.head.sample(mean, log_std, generator)[0]
