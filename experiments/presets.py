@@ -82,7 +82,6 @@ _PEARL_PUBLISHED: Options = {
 _POINTS_PUBLISHED: Options = {
     **_PEARL_PUBLISHED,
     "train_tasks": 80,
-    "initial_episodes": 10,
     "updates": 1000,
     "reward_scale": 100.0,
 }
