@@ -194,9 +194,8 @@ class RecurrentEncoder(nn.Module):
     def belief(self, state: Tensor) -> Belief:
         """The belief that `state` stands for; N(0, I) where nothing has been seen."""
         mean, raw = self.head(state).chunk(2, -1)
-        empty = (state == 0).all(-1, keepdim=True)
-        var = F.softplus(raw).clamp(min=MIN_VARIANCE)
-        return Belief(torch.where(empty, 0.0, mean), torch.where(empty, 1.0, var))
+        seen = (state != 0).any(-1)
+        return Belief(mean, F.softplus(raw).clamp(min=MIN_VARIANCE)).where(seen)
 
 
 Encoder = ProductEncoder | LikelihoodEncoder | RecurrentEncoder

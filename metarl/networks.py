@@ -167,9 +167,9 @@ def _fan_in(weight: Tensor, bias: Tensor, last: float | None) -> None:
 def relu_layers(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """Linear layers with ReLU between them, from `[R, in]` to `[R, out]`.
 
-    Wide layers on a CPU are left to oneDNN. Torch itself multiplies by MKL, which on processors of
-    some makers leaves half of every vector unit idle. The price of oneDNN is to copy the input
-    there and the result back, too much for narrow layers.
+    Wide layers on a CPU are left to oneDNN, whose products are twice as fast as torch's own on some
+    processors (`metarl bench update pearl` measures both). The price is to copy the input there
+    and the result back, too much for narrow layers.
 
     Args:
         x: rows `[R, in]`.
