@@ -1,0 +1,107 @@
+"""MAML: meta-learn an initialisation from which few gradient steps suffice.
+
+Finn, Abbeel and Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks".
+Algorithm 2: θ'_i = θ - α ∇_θ L_i(θ; support) and θ ← θ - β ∇_θ Σ_i L_i(θ'_i; query). Without second
+derivatives (`second_order=False`, section 5.2) it is FOMAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from metarl.errors import require_positive
+from metarl.fewshot.episodes import Episodes, Points
+from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
+from metarl.fewshot.networks import Network
+from metarl.inner_loop import SGD, Executor, Rule, faster_executor, own_copies, trajectory
+from metarl.layers import Params
+
+
+@dataclass(frozen=True)
+class MAMLConfig(LearnerConfig):
+    """Sizes of the steps, and how they are computed."""
+
+    inner_rate: float = 0.01
+    """α, step size of the inner loop"""
+    inner_steps: int = 1
+    """gradient steps on the support set in training"""
+    test_steps: int = 10
+    """gradient steps on a task that is judged"""
+    second_order: bool = True
+    """differentiate through the inner gradient; without it: FOMAML"""
+    executor: Executor = "auto"
+    """all tasks at once, one after the other, or whichever is measured to be faster"""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for values that cannot train."""
+        super().__post_init__()
+        require_positive(self, ("inner_rate", "inner_steps", "test_steps"), "learner")
+
+
+class MAML(Learner):
+    """Adapts all of its parameters by gradient descent from a learned start."""
+
+    config: MAMLConfig
+    network: Network
+
+    def build(self) -> torch.nn.Module:
+        """The network whose initial weights are learned."""
+        self.executor: Executor = self.config.executor
+        return Network(self.spec, self.config.network)
+
+    @property
+    def steps_shown(self) -> tuple[int, ...]:
+        """0, 1, 5, 10, ... up to the number of steps in use."""
+        last = self.config.test_steps
+        return (*(k for k in (0, 1, 5, 10) if k < last), last)
+
+    def start(self) -> Mapping[str, Tensor]:
+        """The parameters that adapt, as they are before."""
+        return dict(self.network.named_parameters())
+
+    def rule(self) -> Rule:
+        """What a gradient does to them."""
+        return SGD(self.config.inner_rate)
+
+    def forward(self, params: Params, x: Tensor, step: int) -> Prediction:
+        """Predict with the adapted `params` `[B, ...]`, of which `step` steps were taken."""
+        return Prediction(functional_call(self.network, params, (x,)))
+
+    def adaptation(self, support: Points, steps: int, second_order: bool) -> Iterator[Params]:
+        """The parameters of each task after 0, 1, ... `steps` steps on its support set."""
+
+        def loss(params: Params, step: int) -> Tensor:
+            return losses(self.forward(params, support.x, step), support.y)
+
+        own = own_copies(self.start(), support.tasks)
+        return trajectory(own, loss, self.rule(), steps, second_order=second_order)
+
+    def adapt(self, support: Points, steps: int | None = None) -> Predictor:
+        """Take `steps` gradient steps on the support set."""
+        count = self.config.inner_steps if steps is None else steps
+        *_, params = self.adaptation(support, count, self.config.second_order)
+        return lambda x: self.forward(params, x, count)
+
+    def loss(self, episodes: Episodes, progress: float) -> Tensor:
+        """The loss after adaptation, by the chosen executor: `[B]`."""
+        if self.executor == "auto":
+            self.executor = self._measure(episodes, progress)
+        size = 1 if self.executor == "loop" else len(episodes)
+        return torch.cat([self.adapted_loss(e, progress) for e in episodes.chunks(size)])
+
+    def adapted_loss(self, episodes: Episodes, progress: float) -> Tensor:
+        """The loss for the query points after adaptation to the support set, `[B]`."""
+        return losses(self.adapt(episodes.support)(episodes.query.x), episodes.query.y)
+
+    def _measure(self, episodes: Episodes, progress: float) -> Executor:
+        """Which executor is faster on these episodes, here and now."""
+
+        def loop() -> Tensor:
+            return torch.cat([self.adapted_loss(e, progress) for e in episodes.chunks(1)])
+
+        return faster_executor(lambda: self.adapted_loss(episodes, progress), loop)
