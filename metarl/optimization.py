@@ -24,9 +24,14 @@ def gradient_step(
     Raises:
         TrainingError: if the gradient is not finite; the parameters are left as they were.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    return clipped_step(optimizer, max_norm, who)
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float, who: str) -> float:
+    """Step along the gradients that the parameters hold; otherwise as `gradient_step`."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True))
     if not norm < float("inf"):
         raise TrainingError(f"{who}: the gradient is not finite (norm {norm})")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metarl.errors import UsageError, require_between, require_positive
 from metarl.fewshot.episodes import Data, Episodes, Kind, Points, Protocol, TaskSpec
 from metarl.fewshot.networks import NetworkConfig
-from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
+from metarl.optimization import clipped_step, load_optimizer, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,10 @@ class Learner(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = self.build().to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        # Fused: these networks are so small that the calls of Adam's parts cost more than its sums.
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=config.learning_rate, fused=True
+        )
         self.generator = torch.Generator().manual_seed(seed + 1)
 
     @abstractmethod
@@ -151,10 +154,16 @@ class Learner(ABC):
         config = self.config
         rates = config.learning_rate, config.final_learning_rate
         set_learning_rate(self.optimizer, *rates, progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.backward(episodes, progress)
+        norm = clipped_step(self.optimizer, config.max_grad_norm, type(self).__name__)
+        return {"loss": float(loss), "gradient_norm": norm}
+
+    def backward(self, episodes: Episodes, progress: float) -> Tensor:
+        """Put the gradient of the mean loss into the parameters; return the mean loss."""
         loss = self.loss(episodes, progress).mean()
-        who = type(self).__name__
-        norm = gradient_step(loss, self.optimizer, config.max_grad_norm, who)
-        return {"loss": float(loss.detach()), "gradient_norm": norm}
+        loss.backward()
+        return loss.detach()
 
     @torch.no_grad()
     def predict(self, episodes: Episodes, steps: int | None = None) -> Prediction:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metarl.errors import require_positive
+from metarl.fewshot.compiled import CompiledGradient
 from metarl.fewshot.episodes import Episodes, Points
 from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
 from metarl.fewshot.networks import Network
@@ -36,6 +37,8 @@ class MAMLConfig(LearnerConfig):
     """differentiate through the inner gradient; without it: FOMAML"""
     executor: Executor = "auto"
     """all tasks at once, one after the other, or whichever is measured to be faster"""
+    compile: bool = False
+    """let torch compile the meta-gradient of all tasks at once; it must agree with the eager one"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
@@ -51,7 +54,8 @@ class MAML(Learner):
 
     def build(self) -> torch.nn.Module:
         """The network whose initial weights are learned."""
-        self.executor: Executor = self.config.executor
+        self.executor: Executor = "vectorised" if self.config.compile else self.config.executor
+        self.compiled: CompiledGradient | None = None
         return Network(self.spec, self.config.network)
 
     @property
@@ -93,6 +97,14 @@ class MAML(Learner):
             self.executor = self._measure(episodes, progress)
         size = 1 if self.executor == "loop" else len(episodes)
         return torch.cat([self.adapted_loss(e, progress) for e in episodes.chunks(size)])
+
+    def backward(self, episodes: Episodes, progress: float) -> Tensor:
+        """As every learner, or compiled."""
+        if not self.config.compile:
+            return super().backward(episodes, progress)
+        if self.compiled is None:
+            self.compiled = CompiledGradient(self.network, lambda e: self.adapted_loss(e, 0.0))
+        return self.compiled.backward(episodes)
 
     def adapted_loss(self, episodes: Episodes, progress: float) -> Tensor:
         """The loss for the query points after adaptation to the support set, `[B]`."""
