@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarl.errors import require_positive
+from metarl.errors import UsageError, require_positive
 from metarl.fewshot.compiled import CompiledGradient
-from metarl.fewshot.episodes import Episodes, Points
+from metarl.fewshot.episodes import Episodes, Points, TaskSpec
 from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
 from metarl.fewshot.networks import Network
 from metarl.inner_loop import SGD, Executor, Rule, faster_executor, own_copies, trajectory
@@ -44,18 +44,41 @@ class MAMLConfig(LearnerConfig):
         """Raise `UsageError` for values that cannot train."""
         super().__post_init__()
         require_positive(self, ("inner_rate", "inner_steps", "test_steps"), "learner")
+        if self.network.norm == "running":
+            raise UsageError(
+                "network: norm running mixes the tasks of a batch, which must adapt apart; give "
+                "batch, layer, group, instance or none"
+            )
+
+
+@dataclass(frozen=True)
+class FOMAMLConfig(MAMLConfig):
+    """MAML without second derivatives: the gradient of the query loss where the steps end."""
+
+    second_order: bool = False
+    """differentiate through the inner gradient; without it: FOMAML"""
 
 
 class MAML(Learner):
     """Adapts all of its parameters by gradient descent from a learned start."""
 
     config: MAMLConfig
-    network: Network
 
-    def build(self) -> torch.nn.Module:
-        """The network whose initial weights are learned."""
-        self.executor: Executor = "vectorised" if self.config.compile else self.config.executor
+    def __init__(
+        self,
+        config: MAMLConfig,
+        spec: TaskSpec,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Build the network; see `Learner`."""
+        super().__init__(config, spec, seed=seed, device=device)
+        self.executor: Executor = "vectorised" if config.compile else config.executor
         self.compiled: CompiledGradient | None = None
+
+    def build(self) -> nn.Module:
+        """The network whose initial weights are learned."""
         return Network(self.spec, self.config.network)
 
     @property
