@@ -32,9 +32,14 @@ def gradient_step(
 def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float, who: str) -> float:
     """Step along the gradients that the parameters hold; otherwise as `gradient_step`."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True))
+    total = nn.utils.get_total_norm(
+        [p.grad for p in parameters if p.grad is not None], foreach=True
+    )
+    norm = float(total)
     if not norm < float("inf"):
         raise TrainingError(f"{who}: the gradient is not finite (norm {norm})")
+    if norm > max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, total, foreach=True)
     optimizer.step()
     return norm
 

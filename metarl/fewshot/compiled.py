@@ -44,7 +44,10 @@ class CompiledGradient:
         self._params = dict(self._holder.named_parameters())
         self._values = {name: p.detach() for name, p in self._params.items()}
         self._function: Callable[..., tuple[Params, Tensor]] | None = torch.compile(
-            grad_and_value(self._pure), fullgraph=True
+            # A C++ wrapper calls these many small kernels without Python in between.
+            grad_and_value(self._pure),
+            fullgraph=True,
+            options={"cpp_wrapper": True},
         )
         self._checked = False
 

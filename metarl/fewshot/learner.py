@@ -145,7 +145,8 @@ class Learner(ABC):
         Raises:
             TrainingError: if the gradient is not finite.
         """
-        self.network.train()
+        if not self.network.training:
+            self.network.train()
         episodes = data.episodes(protocol, self.config.meta_batch, "train", self.generator)
         return self.update(episodes.to(self.device), progress)
 
