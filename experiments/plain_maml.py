@@ -33,8 +33,8 @@ class PlainMAML:
 
     def loss(self, episodes: Episodes) -> Tensor:
         """The mean over tasks of the loss after adaptation."""
-        total = torch.zeros(())
         support, query = episodes.support, episodes.query
+        total = support.x.new_zeros(())
         for task in range(len(episodes)):
             params: dict[str, Tensor] = dict(self.network.named_parameters())
             for _ in range(self.config.inner_steps):
@@ -80,8 +80,9 @@ def _plain_network(learner: MAML) -> nn.Module:
         layers.append(nn.Flatten())
     network = nn.Sequential(*layers, nn.LazyLinear(learner.spec.outputs))
     network(torch.zeros(2, *shape))
-    ours = dict(learner.network.named_parameters())
+    ours = list(learner.network.parameters())
+    network.to(ours[0])
     with torch.no_grad():
-        for plain, own in zip(network.parameters(), ours.values(), strict=True):
+        for plain, own in zip(network.parameters(), ours, strict=True):
             plain.copy_(own)
     return network
