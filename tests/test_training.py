@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from metarl import training as module
+from metarl import trainer, training
 from metarl.checkpoint import CheckpointWarning, list_checkpoints, load_checkpoint
 from metarl.configs import to_plain
 from metarl.envs.gridnavi import GridNavi
@@ -244,10 +244,12 @@ def test_killed_in_an_iteration_the_run_goes_on_to_the_same_bits(
     assert final(tmp_path) == final(uninterrupted)
 
 
-@pytest.mark.parametrize("name", ["save_checkpoint", "evaluate"])
+@pytest.mark.parametrize(
+    ("module", "name"), [(trainer, "save_checkpoint"), (training, "evaluate")]
+)
 @pytest.mark.parametrize("at", [1, 2])
 def test_killed_before_saving_or_in_an_evaluation_likewise(
-    uninterrupted, tmp_path, monkeypatch, name, at
+    uninterrupted, tmp_path, monkeypatch, module, name, at
 ):
     calls = []
 
@@ -377,8 +379,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_sentence(
 
 def test_other_versions_are_warned_of(uninterrupted, tmp_path, monkeypatch):
     shutil.copytree(uninterrupted, tmp_path / "run")
-    now = {**module.software_versions(), "torch": "99.0"}
-    monkeypatch.setattr(module, "software_versions", lambda: now)
+    now = {**trainer.software_versions(), "torch": "99.0"}
+    monkeypatch.setattr(trainer, "software_versions", lambda: now)
     with pytest.warns(CheckpointWarning, match=r"with torch .* and goes on with 99\.0"):
         go_on(tmp_path / "run")
 
