@@ -1,0 +1,50 @@
+"""How a support set becomes numbers that a network can read: labels, sequences, summaries."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarl.fewshot.episodes import Points, TaskSpec
+from metarl.layers import Linear
+
+ORDER_IN_USE = 0
+"""seed of the one order in which every support set is read when a learner is judged"""
+
+
+def encode_labels(y: Tensor, spec: TaskSpec) -> Tensor:
+    """Labels `[B, M]` as one-hot vectors `[B, M, outputs]`; values `[B, M, D]` as they are."""
+    return y if y.is_floating_point() else F.one_hot(y, spec.outputs)
+
+
+def as_sequence(support: Points, generator: torch.Generator | None) -> Points:
+    """The support set in a random order, for learners that read it point after point.
+
+    Args:
+        support: sets whose points may be grouped by class.
+        generator: draws an order for each task, in training. Without it all sets are read in one
+            order, always the same, so that what a task gets depends on that task only.
+    """
+    if generator is not None:
+        return support.permuted(generator)
+    fixed = torch.Generator().manual_seed(ORDER_IN_USE)
+    order = torch.randperm(support.x.shape[1], generator=fixed).to(support.x.device)
+    return Points(support.x[:, order], support.y[:, order])
+
+
+def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
+    """Mean feature of each class, `[B, M, F]` and labels `[B, M]` to `[B, ways, F]`."""
+    member = F.one_hot(y, ways).to(features.dtype)
+    total: Tensor = member.mT @ features
+    return total / member.sum(1).unsqueeze(-1)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLU between them, on the last dimension of `[B, M, ...]`."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
