@@ -77,8 +77,8 @@ def parse(options: type[OptionsT], args: Sequence[str], prog: str, default: Any 
 def parse_parts(prog: str, summary: str, defaults: Mapping[str, Any], args: Sequence[str]) -> Any:
     """Parse `args` over `defaults`, dataclass instances by the name of their part.
 
-    The fields of the part `family` are options with its name before them, as `--family.horizon`;
-    those of the others have no prefix.
+    The fields of the parts `family` and `data` are options with that name before them, as
+    `--family.horizon`; those of the others have no prefix.
 
     Raises:
         UsageError: as `parse` does.
@@ -86,7 +86,7 @@ def parse_parts(prog: str, summary: str, defaults: Mapping[str, Any], args: Sequ
     parts: list[tuple[str, Any, Any]] = []
     for name, default in defaults.items():
         kind: Any = type(default)
-        if name == "family":
+        if name in ("family", "data"):
             # The tables of the docstring are for its readers, not for a list of options.
             helptext = tyro.conf.arg(help=(kind.__doc__ or "").partition("\n")[0])
             parts.append((name, Annotated[kind, helptext], dataclasses.field()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,3 +141,12 @@ class MAML(Learner):
             return torch.cat([self.adapted_loss(e, progress) for e in episodes.chunks(1)])
 
         return faster_executor(lambda: self.adapted_loss(episodes, progress), loop)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every learner, and the executor: the two round differently."""
+        return {**super().state_dict(), "executor": self.executor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly from `state`, by the executor that was measured then."""
+        super().load_state_dict(state)
+        self.executor = state["executor"]
