@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,8 +92,7 @@ def train_run(
     try:
         done = train_learner(learner, options.data, folder, training, resume=resume)
     except UsageError:
-        if not folder.metrics.is_file() or folder.metrics.stat().st_size == 0:
-            shutil.rmtree(folder.path, ignore_errors=True)
+        folder.remove_if_unused()
         raise
     return Trained(
         method, dataset, folder, learner, options.data, training, done.counters.iterations

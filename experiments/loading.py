@@ -16,6 +16,7 @@ from metarl.configs import from_plain
 from metarl.envs.registry import FAMILIES, family_class
 from metarl.errors import UsageError
 from metarl.experiments.agents import AGENTS
+from metarl.experiments.fewshot import PREFIX
 from metarl.experiments.options import choose
 from metarl.oracle import TaskInObservation
 from metarl.policy import Agent
@@ -107,6 +108,23 @@ def family_of(config: RunConfig, where: str) -> Family:
     return from_plain(family_class(config.family), options, f"{where}: family_options")
 
 
+def open_agent_folder(path: Path) -> RunFolder:
+    """Open the folder of a run that trained an agent.
+
+    Raises:
+        UsageError: if it is no run folder, or one of `metarl fewshot`.
+    """
+    folder = RunFolder.open(path)
+    config = folder.config
+    if config.agent.startswith(PREFIX):
+        method = config.agent.removeprefix(PREFIX)
+        raise UsageError(
+            f"{path} holds a few-shot learner, which has no worlds to act in; it is judged and "
+            f"drawn by metarl fewshot {method} {config.family} --run-dir {path} --resume"
+        )
+    return folder
+
+
 def open_run(path: Path | str, device: str = "cpu") -> LoadedRun:
     """Rebuild the agent and the family of the run in `path`; nothing in it is executed.
 
@@ -117,7 +135,7 @@ def open_run(path: Path | str, device: str = "cpu") -> LoadedRun:
     Raises:
         UsageError: if it is no run folder, or none of its checkpoints is good or fits.
     """
-    folder = RunFolder.open(Path(path))
+    folder = open_agent_folder(Path(path))
     config, where = folder.config, f"{path}/config.yaml"
     choose(f"agent in {where}", config.agent, AGENTS)
     family = family_of(config, where)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metarl.errors import UsageError
+from metarl.logs import json_value
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -29,7 +29,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def print_json(values: Mapping[str, Any]) -> None:
     """Print one JSON object on one line; what is not a number becomes null."""
-    print(json.dumps(_finite(values), allow_nan=False))
+    print(json.dumps(json_value(values), allow_nan=False))
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -49,13 +49,3 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

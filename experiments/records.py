@@ -13,7 +13,7 @@ from metarl.adaptation import AdaptationCurve
 from metarl.checkpoint import list_checkpoints
 from metarl.configs import config_hash
 from metarl.experiments.evaluation import Protocol, evaluate_run, save_curve, saved_curves
-from metarl.experiments.loading import open_run
+from metarl.experiments.loading import open_agent_folder, open_run
 from metarl.experiments.metrics import Metrics
 from metarl.runs import RunFolder
 
@@ -44,7 +44,7 @@ class RunRecord:
         Raises:
             UsageError: if it is not one, or holds a damaged curve.
         """
-        folder = RunFolder.open(path)
+        folder = open_agent_folder(path)
         newest = [int(p.name.partition("-")[2]) for p in list_checkpoints(folder.checkpoints)]
         step = max(newest, default=0)
         curves = saved_curves(folder.evaluation)

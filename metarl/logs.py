@@ -86,7 +86,7 @@ class RunLog:
             step: Environment steps so far.
             values: Names to numbers or flat lists of numbers (one for each episode).
         """
-        row = {name: _json_value(value) for name, value in values.items()}
+        row = {name: json_value(value) for name, value in values.items()}
         self._append(self._metrics, _line({"step": step, **row}))
         self._add_event(step, values)
 
@@ -174,10 +174,12 @@ def _line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
-def _json_value(value: Any) -> Any:
-    """Replace what JSON cannot say (NaN, infinities) by null, in lists too."""
+def json_value(value: Any) -> Any:
+    """Replace what JSON cannot say (NaN, infinities) by null, in lists and mappings too."""
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,11 @@ class RunFolder:
                     f"checkpoint {checkpoint} is of another run: its {key} is {other!r}, that of "
                     f"run folder {self.path} is {own!r}"
                 )
+
+    def remove_if_unused(self) -> None:
+        """Remove the folder if nothing was trained in it, so that its name is free again."""
+        if not self.metrics.is_file() or self.metrics.stat().st_size == 0:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def open_log(self, metrics_bytes: int = 0, step: int = 0) -> RunLog:
         """Open the run's logs for writing after `step`; see `metarl.logs.RunLog`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from metarl.experiments.options import choose, parse_parts
 from metarl.experiments.printing import print_json
 
 if TYPE_CHECKING:
-    from metarl.runs import RunConfig, RunFolder
+    from metarl.runs import RunConfig
 
 USAGE = """usage: metarl train AGENT FAMILY [OPTIONS]
 
@@ -97,7 +96,7 @@ def _train(agent: str, family: str, args: list[str]) -> int:
             built, seen, folder, training, resume=run.resume, device=device, threads=threads
         )
     except UsageError:
-        _remove_unused(folder)
+        folder.remove_if_unused()
         raise
     first, last = (done.figures.get(f"return_{which}") for which in ("first", "last"))
     print(f"trained {agent} on {family} for {done.counters.steps} steps: {path}")
@@ -106,12 +105,6 @@ def _train(agent: str, family: str, args: list[str]) -> int:
         figures = {"run": str(path), "steps": done.counters.steps}
         print_json({**figures, "return_first": first, "return_last": last})
     return 0
-
-
-def _remove_unused(folder: RunFolder) -> None:
-    """Remove a run folder in which nothing was trained, so that its name is free again."""
-    if not folder.metrics.is_file() or folder.metrics.stat().st_size == 0:
-        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def run_config(agent: str, family: str, options: Any) -> RunConfig:

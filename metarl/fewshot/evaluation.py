@@ -18,6 +18,7 @@ from torch import Tensor
 from metarl.errors import UsageError
 from metarl.fewshot.episodes import Data, Episodes, Kind, Protocol, TaskSpec
 from metarl.fewshot.learner import Learner, Prediction, gaussian_log_likelihood
+from metarl.logs import json_value
 from metarl.statistics import stratified_bootstrap
 
 Array = NDArray[np.float64]
@@ -85,7 +86,7 @@ class Scores:
         plain = {**vars(self), "summary": self.figures()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(_finite(plain), allow_nan=False) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(json_value(plain), allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
@@ -197,17 +198,6 @@ def _own_luck(learner: Learner, seed: int) -> Iterator[None]:
         yield
     finally:
         learner.generator.set_state(state)
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON cannot say by null."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _numbers(value: Any) -> Any:
