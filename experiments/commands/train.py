@@ -19,7 +19,7 @@ from metarl.experiments.options import choose, parse_parts
 from metarl.experiments.printing import print_json
 
 if TYPE_CHECKING:
-    from metarl.runs import RunConfig
+    from metarl.runs import RunConfig, RunFolder
 
 USAGE = """usage: metarl train AGENT FAMILY [OPTIONS]
 
