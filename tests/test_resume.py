@@ -36,12 +36,28 @@ PEARL_AS_PUBLISHED = [
     *["pearl", "point-dense", *PEARL[2:], "--variant", "paper", "--encoder", "recurrent"],
     *["--independent", "0.5", "--context-episodes", "2", "--initial-actions", "repeated"],
 ]
-ROWS = {"bandit": 12 + 3, "half-cheetah-vel": 4 + 2, "point-sparse": 11 + 3, "point-dense": 11 + 3}
+# "auto" would measure which executor is faster, and the whole run may have measured otherwise.
+FEWSHOT = [
+    *["fewshot", "maml", "sinusoid", "--executor", "vectorised", "--seed", "3", "--iterations"],
+    *["120", "--checkpoint-every", "10", "--evaluate-every", "40", "--evaluation-tasks", "4"],
+    *["--tasks", "4", "--no-figures"],
+]
+ROWS = {
+    "bandit": 12 + 3,
+    "half-cheetah-vel": 4 + 2,
+    "point-sparse": 11 + 3,
+    "point-dense": 11 + 3,
+    "maml": 12 + 3,
+}
 """lines of metrics.jsonl: iterations and evaluations"""
 GENERATORS = ("optimizer", "generator", "task_generator")
-PARTS = {"rl2": ("network", "return_norm", *GENERATORS), "pearl": ("networks", *GENERATORS)}
+PARTS = {
+    "rl2": ("network", "return_norm", *GENERATORS),
+    "pearl": ("networks", *GENERATORS),
+    "fewshot-maml": ("network", "optimizer", "generator", "executor"),
+}
 """what has to be among the saved state of an agent"""
-STREAMS = {"rl2": set(), "pearl": {"replay", "contexts"}}
+STREAMS = {"rl2": set(), "pearl": {"replay", "contexts"}, "fewshot-maml": set()}
 """the memories that are saved beside it"""
 
 
@@ -59,8 +75,9 @@ class Server:
         )
 
     def train(self, path, words, *, resume=False, **order):
-        """Run `metarl train` to its end, or to a signal; return its exit code."""
-        argv = ["train", *words, "--run-dir", str(path), *(["--resume"] if resume else [])]
+        """Run `metarl train`, or another verb, to its end or to a signal; return its exit code."""
+        verb = [] if words[0] == "fewshot" else ["train"]
+        argv = [*verb, *words, "--run-dir", str(path), *(["--resume"] if resume else [])]
         self.log = path.with_suffix(".log")
         order = {"argv": argv, "log": str(self.log), "watch": str(path / "metrics.jsonl"), **order}
         self.process.stdin.write(json.dumps(order) + "\n")
@@ -80,7 +97,7 @@ def server():
 def whole(server, tmp_path_factory):
     """Runs that were never interrupted, by family."""
     made = {}
-    for words in (BANDIT, CHEETAH, PEARL, PEARL_AS_PUBLISHED):
+    for words in (BANDIT, CHEETAH, PEARL, PEARL_AS_PUBLISHED, FEWSHOT):
         path = tmp_path_factory.mktemp("whole") / "run"
         assert server.train(path, words) == 0, server.log.read_text()
         assert len((path / "metrics.jsonl").read_text().splitlines()) == ROWS[words[1]]
@@ -107,7 +124,7 @@ def assert_same(path, whole):
     assert one.step == other.step and one.labels == other.labels
     mine, expected = flat(one.states), flat(other.states)
     for part in PARTS[one.labels["agent"]]:
-        assert any(key.startswith(f"/agent/{part}") for key in expected)
+        assert any(key.startswith((f"/agent/{part}", f"/learner/{part}")) for key in expected)
     assert [key for key in expected if mine.get(key) != expected[key]] == []
     assert mine.keys() == expected.keys()
     assert one.streams.keys() == other.streams.keys() == STREAMS[one.labels["agent"]]
@@ -144,8 +161,8 @@ def interrupt(server, folder, words, number, count, seed):
 
 @pytest.mark.parametrize(
     ("words", "count"),
-    [(BANDIT, 20), (CHEETAH, 2), (PEARL, 10), (PEARL_AS_PUBLISHED, 3)],
-    ids=["bandit", "cheetah", "pearl", "pearl-as-published"],
+    [(BANDIT, 20), (CHEETAH, 2), (PEARL, 10), (PEARL_AS_PUBLISHED, 3), (FEWSHOT, 6)],
+    ids=["bandit", "cheetah", "pearl", "pearl-as-published", "fewshot"],
 )
 def test_killed_at_random_moments(server, whole, tmp_path, words, count):
     for path, code in interrupt(server, tmp_path, words, signal.SIGKILL, count, seed=1):
@@ -170,14 +187,15 @@ def test_killed_again_and_again(server, whole, tmp_path):
     assert_same(path, whole["bandit"])
 
 
+@pytest.mark.parametrize("words", [BANDIT, FEWSHOT], ids=["bandit", "fewshot"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_polite_signal_saves_and_exits_with_130(server, whole, tmp_path, number):
-    for path, code in interrupt(server, tmp_path, BANDIT, number, 3, seed=number):
+def test_a_polite_signal_saves_and_exits_with_130(server, whole, tmp_path, number, words):
+    for path, code in interrupt(server, tmp_path, words, number, 3, seed=number):
         said = server.log.read_text()
         assert code == 130, said
         assert "everything is saved in" in said and "Traceback" not in said
-        assert server.train(path, BANDIT, resume=True) == 0, server.log.read_text()
-        assert_same(path, whole["bandit"])
+        assert server.train(path, words, resume=True) == 0, server.log.read_text()
+        assert_same(path, whole[words[1]])
 
 
 def wait_for_lines(path, lines, process):
