@@ -100,7 +100,7 @@ def _alphabet(classes: int, drawers: int, size: int, seed: int) -> LabelledImage
 
 def invent(classes: int, generator: torch.Generator) -> Strokes:
     """Characters as an alphabet has them: STROKES strokes at most, of five kinds."""
-    number = 1 + _choice((0.2, 0.35, 0.3, 0.15), (classes, 1), generator)
+    number = 1 + _choice((0.12, 0.34, 0.34, 0.2), (classes, 1), generator)
     present = torch.arange(STROKES) < number
     # Line, zigzag, arc, wave, loop. A lone line would look the same when it is turned.
     kind = _choice((0.35, 0.2, 0.2, 0.15, 0.1), (classes, STROKES), generator)
@@ -183,14 +183,14 @@ def by_hands(
         return torch.randn(count, *shape, generator=generator)
 
     time = torch.linspace(-1, 1, CONTROLS).unsqueeze(-1)
-    drift = 0.03 * normal(STROKES, 1, 2) + 0.03 * normal(STROKES, 1, 2) * time
-    shaken = control + drift + 0.015 * normal(STROKES, CONTROLS, 2)
-    angle, slant = 0.13 * normal(1, 1), 0.12 * normal(1, 1)
+    drift = 0.025 * normal(STROKES, 1, 2) + 0.025 * normal(STROKES, 1, 2) * time
+    shaken = control + drift + 0.012 * normal(STROKES, CONTROLS, 2)
+    angle, slant = 0.12 * normal(1, 1), 0.1 * normal(1, 1)
     x, y = shaken.unbind(-1)
     x, y = x + slant * y, y
     x, y = angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y
-    stretch = (0.12 * normal(1, 1, 1) + 0.1 * normal(1, 1, 2)).exp()
-    placed = torch.stack([x, y], -1) * stretch + 0.04 * normal(1, 1, 2)
+    stretch = (0.1 * normal(1, 1, 1) + 0.1 * normal(1, 1, 2)).exp()
+    placed = torch.stack([x, y], -1) * stretch + 0.03 * normal(1, 1, 2)
     width = 1.5 * (0.12 * normal()).exp()
     smooth, present = (
         t.repeat_interleave(drawers, 0) for t in (characters.smooth, characters.present)
