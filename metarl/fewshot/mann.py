@@ -55,9 +55,7 @@ class MANNConfig(LearnerConfig):
         require_positive(self, ("controller", "rows", "row_size", "heads"), "learner")
         require_between(self, ("decay",), "learner", 0.0, 1.0)
         if self.heads > self.rows:
-            raise UsageError(
-                f"learner: heads must be at most rows ({self.rows}), got {self.heads}"
-            )
+            raise UsageError(f"learner: heads must be at most rows ({self.rows}), got {self.heads}")
 
 
 @dataclass(frozen=True)
@@ -176,16 +174,14 @@ class MANN(Learner):
         return MemoryNetwork(self.spec, self.config)
 
     def adapt(self, support: Points, steps: int | None = None) -> Predictor:
-        """Store the support set, in random order; nothing of it for 0 steps."""
+        """Store the support set in a random order; there are no steps."""
         network = self.network
-        memory = network.empty(support.x)
-        if steps != 0:
-            generator = self.generator if network.training else None
-            support = as_sequence(support, generator)
-            features = network.body(support.x)
-            labels = encode_labels(support.y, self.spec).to(features.dtype)
-            for point in torch.cat([features, labels], -1).unbind(1):
-                memory = network.store(point, memory)
+        support = as_sequence(support, self.generator if network.training else None)
+        features = network.body(support.x)
+        labels = encode_labels(support.y, self.spec).to(features.dtype)
+        memory = network.empty(features)
+        for point in torch.cat([features, labels], -1).unbind(1):
+            memory = network.store(point, memory)
 
         def predict(x: Tensor) -> Prediction:
             features = network.body(x)

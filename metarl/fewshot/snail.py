@@ -179,13 +179,8 @@ class SNAIL(Learner):
         return SequenceNetwork(self.spec, self.config)
 
     def adapt(self, support: Points, steps: int | None = None) -> Predictor:
-        """Read the support set, in random order; nothing of it for 0 steps."""
+        """Read the support set in a random order; there are no steps."""
         network = self.network
-        if steps == 0:
-            support = Points(support.x[:, :0], support.y[:, :0])
-        elif network.training:
-            support = as_sequence(support, self.generator)
-        else:
-            support = as_sequence(support, None)
+        support = as_sequence(support, self.generator if network.training else None)
         memory = network.remember(network.embed(support.x, encode_labels(support.y, self.spec)))
         return lambda x: Prediction(network.answer(network.embed(x), memory))
