@@ -228,4 +228,5 @@ def render(strokes: Strokes, width: Tensor, size: int) -> Tensor:
     down = (pixel - y.unsqueeze(-1)).square_().mul_(-scale).exp_()
     weight = length.flatten(1).unsqueeze(-1) / (math.sqrt(2 * math.pi) * sigma)
     ink = (down * weight).mT @ across
-    return ((ink - 0.5) * 1.6 + 0.5).clamp(0, 1).mul(255).round().byte()
+    image: Tensor = ((ink - 0.5) * 1.6 + 0.5).clamp(0, 1).mul(255).round().byte()
+    return image

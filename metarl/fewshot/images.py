@@ -44,9 +44,35 @@ class LabelledImages:
         counts = torch.full((len(images),), images.shape[1], dtype=torch.int64)
         return cls(images.flatten(0, 1), counts, names)
 
+    def subset(self, classes: Tensor) -> LabelledImages:
+        """Some of the classes, by their indices `[n]`, in that order."""
+        each, chosen = self.images.split(self.counts.tolist()), classes.tolist()
+        return LabelledImages(
+            torch.cat([each[k] for k in chosen]),
+            self.counts[classes],
+            [self.names[k] for k in chosen],
+        )
+
     def __len__(self) -> int:
         """How many classes there are, rotations not counted."""
         return len(self.counts)
+
+
+def shuffled_split(
+    everything: LabelledImages, train: int, seed: int, name: str
+) -> dict[Split, LabelledImages]:
+    """`train` classes to learn from and all others to be judged by, in an order that `seed` gives.
+
+    Raises:
+        UsageError: if nothing would be left to be judged by.
+    """
+    if train >= len(everything):
+        raise UsageError(
+            f"{name}: {train} classes to learn from leave none of the {len(everything)} to be held "
+            "out"
+        )
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
+    return {"train": everything.subset(order[:train]), "held-out": everything.subset(order[train:])}
 
 
 class InMemoryImages(ImageData):
