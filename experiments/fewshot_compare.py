@@ -92,12 +92,15 @@ class Comparison:
         lines += [f"\nExact posterior: {name} {x:.4f}." for name, x in self.oracle.items()]
         return "\n".join([self._title(), "", *lines]) + "\n"
 
+    def heading(self) -> str:
+        """The data and the protocol in a few words."""
+        ways = f"{self.protocol.ways}-way " if self.kind == "classification" else ""
+        return f"{self.dataset}, {ways}{self.protocol.shots}-shot"
+
     def _title(self) -> str:
-        p = self.protocol
-        ways = f"{p.ways}-way " if self.kind == "classification" else ""
         seeds = ", ".join(map(str, self.seeds))
         return (
-            f"{self.dataset}, {ways}{p.shots}-shot: {self.tasks} held-out tasks, training seeds "
+            f"{self.heading()}: {self.tasks} held-out tasks, training seeds "
             f"{seeds}; intervals are 95 % over the tasks of all seeds, seconds those of one seed."
         )
 
@@ -205,7 +208,7 @@ def _row(method: str, trained: Sequence[Trained], scores: Sequence[Scores]) -> d
 
 def save_comparison(comparison: Comparison, root: str | Path) -> list[Path]:
     """Write the comparison as JSON, as a table in Markdown and as a figure; returns the files."""
-    from metarl.experiments.fewshot_figures import comparison_figure
+    from metarl.experiments.fewshot_figures import Row, comparison_figure
 
     p = comparison.protocol
     ways = f"{p.ways}w" if comparison.kind == "classification" else ""
@@ -214,5 +217,8 @@ def save_comparison(comparison: Comparison, root: str | Path) -> list[Path]:
     paths = [Path(f"{base}{ending}") for ending in (".json", ".md", ".png")]
     write_file(paths[0], text.encode())
     write_file(paths[1], comparison.markdown().encode())
-    save(comparison_figure(comparison.rows), paths[2])
+    rows = [Row(r["method"], r["mean"], r["low"], r["high"]) for r in comparison.rows]
+    metric = comparison.rows[0]["metric"]
+    exact = {"exact posterior": comparison.oracle[metric]} if comparison.oracle else {}
+    save(comparison_figure(rows, metric, comparison.heading(), exact), paths[2])
     return paths

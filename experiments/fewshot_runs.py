@@ -135,7 +135,7 @@ def draw(trained: Trained, scores: Scores) -> list[Path]:
         drawn["images"] = figures.images_figure(*arguments)
     by_shots = scores_by_shots(trained)
     if len(by_shots) > 1:
-        drawn["shots"] = figures.shots_figure({trained.method: by_shots})
+        drawn["shots"] = figures.shots_figure({trained.method: by_shots}, scores.metric)
     paths = [trained.folder.evaluation / f"{name}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
         save(figure, path)

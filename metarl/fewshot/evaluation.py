@@ -138,7 +138,7 @@ def evaluate(
     size = tasks_at_once(data.spec(protocol), protocol)
     rows: dict[str, list[Tensor]] = {}
     oracle: dict[str, list[Tensor]] = {}
-    with _own_luck(learner, seed):
+    with own_luck(learner, seed):
         for start in range(0, tasks, size):
             count = min(size, tasks - start)
             episodes = data.episodes(protocol, count, "held-out", generator)
@@ -190,7 +190,7 @@ def _oracle_scores(data: Data, episodes: Episodes) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _own_luck(learner: Learner, seed: int) -> Iterator[None]:
+def own_luck(learner: Learner, seed: int) -> Iterator[None]:
     """Let the learner draw from `seed` inside, and go on as if nothing had been drawn after."""
     state = learner.generator.get_state()
     learner.generator.manual_seed(seed)
