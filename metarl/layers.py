@@ -38,6 +38,8 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Multiply, in one batched product where every task has its own weight."""
         if not per_task(self.weight, 2):
+            if self.bias is not None and per_task(self.bias, 1):
+                return F.linear(input, self.weight) + self.bias.unsqueeze(1)
             return F.linear(input, self.weight, self.bias)
         weight = self.weight.transpose(1, 2)
         if self.bias is None:
@@ -65,8 +67,10 @@ class Conv2d(nn.Module):
         if len(weight) == 1 and per_task(weight, 4):
             weight, bias = weight[0], bias.view(-1)  # one task needs no groups
         if not per_task(weight, 4):
-            rows = F.conv2d(x.flatten(0, 1), weight, bias, *how)
-            return rows.view(tasks, m, *rows.shape[1:])
+            own = per_task(bias, 1)
+            rows = F.conv2d(x.flatten(0, 1), weight, None if own else bias, *how)
+            y = rows.view(tasks, m, *rows.shape[1:])
+            return y + _over_features(bias, y) if own else y
         bias = bias if per_task(bias, 1) else bias.expand(tasks, -1)
         grouped = x.transpose(0, 1).flatten(1, 2)
         y = F.conv2d(grouped, weight.flatten(0, 1), bias.reshape(-1), *how, groups=tasks)
