@@ -111,7 +111,7 @@ class Learner(ABC):
             torch.manual_seed(seed)
             self.network = self.build().to(device)
         # Fused: these networks are so small that the calls of Adam's parts cost more than its sums.
-        self.optimizer = torch.optim.Adam(
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, fused=True
         )
         self.generator = torch.Generator().manual_seed(seed + 1)

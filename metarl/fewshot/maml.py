@@ -19,7 +19,7 @@ from metarl.errors import UsageError, require_positive
 from metarl.fewshot.compiled import CompiledGradient
 from metarl.fewshot.episodes import Episodes, Points, TaskSpec
 from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
-from metarl.fewshot.networks import Network
+from metarl.fewshot.networks import Network, NetworkConfig
 from metarl.inner_loop import SGD, Executor, Rule, faster_executor, own_copies, trajectory
 from metarl.layers import Params
 
@@ -45,11 +45,16 @@ class MAMLConfig(LearnerConfig):
         """Raise `UsageError` for values that cannot train."""
         super().__post_init__()
         require_positive(self, ("inner_rate", "inner_steps", "test_steps"), "learner")
-        if self.network.norm == "running":
-            raise UsageError(
-                "network: norm running mixes the tasks of a batch, which must adapt apart; give "
-                "batch, layer, group, instance or none"
-            )
+        require_separate_tasks(self.network)
+
+
+def require_separate_tasks(network: NetworkConfig) -> None:
+    """Raise `UsageError` for a network in which the tasks of a batch would touch each other."""
+    if network.norm == "running":
+        raise UsageError(
+            "network: norm running mixes the tasks of a batch, which must adapt apart; give "
+            "batch, layer, group, instance or none"
+        )
 
 
 @dataclass(frozen=True)
