@@ -63,9 +63,9 @@ class MetricLearner(Learner):
     def compare(self, support: Points, query: Tensor) -> Prediction:
         """Predict for embedded query points `[B, Q, ...]`, from embedded support points."""
 
-    def score(self, prediction: Prediction, y: Tensor) -> Tensor:
-        """One loss for each task, `[B]`."""
-        return losses(prediction, y)
+    def judge(self, support: Points, query: Points) -> Tensor:
+        """One loss for each task, `[B]`, of embedded points."""
+        return losses(self.compare(support, query.x), query.y)
 
     def adapt(self, support: Points, steps: int | None = None) -> Predictor:
         """Embed the support set; `steps` does not matter."""
@@ -76,12 +76,11 @@ class MetricLearner(Learner):
         """The loss for the query points: `[B]`."""
         support, query = episodes.support, episodes.query
         if self.config.network.norm == "batch":  # as in use, where the query points come later
-            return self.score(self.adapt(support)(query.x), query.y)
-        # Statistics that all inputs share are those of support and query points together.
-        shots = support.x.shape[1]
-        features = self.embed(torch.cat([support.x, query.x], 1))
-        known = Points(features[:, :shots], support.y)
-        return self.score(self.compare(known, features[:, shots:]), query.y)
+            known, asked = self.embed(support.x), self.embed(query.x)
+        else:  # statistics that all inputs share are those of support and query points together
+            features = self.embed(torch.cat([support.x, query.x], 1))
+            known, asked = features.tensor_split((support.x.shape[1],), 1)
+        return self.judge(Points(known, support.y), Points(asked, query.y))
 
 
 @dataclass(frozen=True)
