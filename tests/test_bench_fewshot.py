@@ -1,5 +1,6 @@
 """The benchmark of few-shot learning compares like with like."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from metarl.errors import UsageError
 from metarl.experiments.bench_fewshot import bench_fewshot
+from metarl.experiments.cli import main
 from metarl.experiments.plain_maml import PlainMAML
 from metarl.fewshot.characters import Characters
 from metarl.fewshot.episodes import Protocol
@@ -81,3 +83,13 @@ def test_alone_there_is_no_ratio():
 def test_what_cannot_be_measured_is_refused(options, sentence):
     with pytest.raises(UsageError, match=sentence):
         bench_fewshot(Sinusoids(), **options)
+
+
+def test_the_command_ends_with_one_json_object(capsys):
+    words = "bench fewshot sinusoid --peer loop --windows 1 --seconds 0.01 --executor loop --json"
+    assert main(words.split()) == 0
+    shown = capsys.readouterr().out.splitlines()
+    figures = json.loads(shown[-1])
+    assert {"value", "unit", "peer", "peer_value", "ratio"} <= figures.keys()
+    assert figures["executor"] == "loop"
+    assert shown[-2].startswith("ratio ")

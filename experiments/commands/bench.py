@@ -1,16 +1,15 @@
-"""`metarl bench`: how fast worlds step, or agents update, beside a named peer."""
+"""`metarl bench`: how fast worlds step, or agents and learners update, beside a named peer."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from metarl.envs.registry import FAMILIES
 from metarl.errors import UsageError
-from metarl.experiments.options import FLAT, choose, parse
+from metarl.experiments.fewshot import DATASETS
+from metarl.experiments.options import choose, parse, parse_parts
 from metarl.experiments.printing import print_json, print_table
 
 UPDATED = ("pearl",)
@@ -18,14 +17,17 @@ UPDATED = ("pearl",)
 SUBJECTS: dict[str, tuple[str, Sequence[str]]] = {
     "rollout": ("family", tuple(FAMILIES)),
     "update": ("agent", UPDATED),
+    "fewshot": ("data set", tuple(DATASETS)),
 }
 """what can be measured: of what, and of which of these"""
 USAGE = """usage: metarl bench rollout FAMILY [OPTIONS]
        metarl bench update AGENT [OPTIONS]
+       metarl bench fewshot DATASET [OPTIONS]
 
 rollout measures how many steps a second the worlds of a family make under random actions:
 observation, task reward and autoreset included. update measures how many gradient steps a second an
-agent makes in its published configuration: sampling from replay included.
+agent makes in its published configuration: sampling from replay included. fewshot measures how many
+iterations of second-order MAML in its published sizes: drawing the tasks included.
 
 FAMILY is one of
 {families}
@@ -33,7 +35,10 @@ FAMILY is one of
 AGENT is one of
 {agents}
 
-metarl bench rollout FAMILY --help and metarl bench update AGENT --help list the options."""
+DATASET is one of
+{datasets}
+
+metarl bench rollout FAMILY --help, and so on, list the options."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,32 @@ class Options:
     """what to compare with, in the same run"""
     randomize: bool = False
     """give every world its own masses, inertias, damping and friction"""
+    windows: int = 15
+    """timed windows per side, which take turns"""
+    seconds: float = 0.5
+    """length of a window"""
+    json: bool = False
+    """print one JSON object as the last line"""
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotOptions:
+    """What to measure."""
+
+    inner_steps: int = 1
+    """gradient steps on each support set"""
+    shots: int = 0
+    """support points, of each class for images; 0 is 10 for curves and 1 for images"""
+    executor: Literal["auto", "vectorised", "loop"] = "auto"
+    """all tasks at once, one after the other, or whichever is measured to be faster"""
+    compile: bool = False
+    """let torch compile the meta-gradient, which takes up to a minute"""
+    threads: int = 1
+    """threads of torch, on both sides"""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N"""
+    peer: Literal["none", "loop"] = "none"
+    """the same in torch's own layers, one task after the other"""
     windows: int = 15
     """timed windows per side, which take turns"""
     seconds: float = 0.5
@@ -85,15 +116,17 @@ def main(args: list[str]) -> int:
         choose("benchmark", words[0], SUBJECTS)
     if len(words) < 2:
         if {"-h", "--help"} & set(args):
-            listed = {"families": FAMILIES, "agents": UPDATED}
+            listed = {"families": FAMILIES, "agents": UPDATED, "datasets": DATASETS}
             print(USAGE.format(**{k: "\n".join(f"  {n}" for n in v) for k, v in listed.items()}))
             return 0
         raise UsageError(
             "bench: name a benchmark and what to measure, as in: "
-            "metarl bench rollout half-cheetah-vel, or: metarl bench update pearl"
+            "metarl bench rollout half-cheetah-vel, or: metarl bench update pearl, or: "
+            "metarl bench fewshot sinusoid"
         )
     name = choose(SUBJECTS[words[0]][0], words[1], SUBJECTS[words[0]][1])
-    return (_rollout if words[0] == "rollout" else _update)(name, args[2:])
+    commands = {"rollout": _rollout, "update": _update, "fewshot": _fewshot}
+    return commands[words[0]](name, args[2:])
 
 
 def _rollout(name: str, args: list[str]) -> int:
@@ -101,16 +134,9 @@ def _rollout(name: str, args: list[str]) -> int:
     from metarl.experiments.bench import bench_rollout
     from metarl.experiments.loading import check_device, use_threads
 
-    default: Any = make_family(name)
-    parts = [
-        ("run", Annotated[Options, tyro.conf.arg(name="")], dataclasses.field(metadata=FLAT)),
-        ("family", Annotated[type(default), tyro.conf.arg(help="")], dataclasses.field()),
-    ]
-    container = dataclasses.make_dataclass("BenchOptions", parts, frozen=True)
-    container.__doc__ = f"Measure how fast worlds of {name} step."
-    parsed: Any = parse(
-        container, args, f"metarl bench rollout {name}", default=container(Options(), default)
-    )
+    summary = f"Measure how fast worlds of {name} step."
+    parts = {"run": Options(), "family": make_family(name)}
+    parsed: Any = parse_parts(f"metarl bench rollout {name}", summary, parts, args)
     options: Options = parsed.run
     result = bench_rollout(
         parsed.family,
@@ -137,6 +163,30 @@ def _update(name: str, args: list[str]) -> int:
         options.threads,
         check_device(options.device),
         options.peer,
+        windows=options.windows,
+        seconds=options.seconds,
+    )
+    _show(result, options.json)
+    return 0
+
+
+def _fewshot(name: str, args: list[str]) -> int:
+    from metarl.experiments.bench_fewshot import bench_fewshot
+    from metarl.experiments.loading import check_device
+
+    summary = f"Measure how fast MAML learns from {name}."
+    parts = {"run": FewShotOptions(), "data": DATASETS[name].data_class()()}
+    parsed: Any = parse_parts(f"metarl bench fewshot {name}", summary, parts, args)
+    options: FewShotOptions = parsed.run
+    result = bench_fewshot(
+        parsed.data,
+        inner_steps=options.inner_steps,
+        shots=options.shots,
+        executor=options.executor,
+        compiled=options.compile,
+        threads=options.threads,
+        device=check_device(options.device),
+        peer=options.peer,
         windows=options.windows,
         seconds=options.seconds,
     )
