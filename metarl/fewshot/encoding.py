@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl.fewshot.episodes import Points, TaskSpec
-from metarl.layers import Linear
+from metarl.fewshot.networks import Body, NetworkConfig
+from metarl.layers import Linear, RunningBatchNorm
 
 ORDER_IN_USE = 0
 """seed of the one order in which every support set is read when a learner is judged"""
@@ -48,3 +49,23 @@ def mlp(*widths: int) -> nn.Sequential:
     for inputs, outputs in pairwise(widths):
         layers += [Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+class Embedding(nn.Module):
+    """Inputs `[B, M, X...]` to vectors `[B, M, size]`."""
+
+    def __init__(self, input_shape: tuple[int, ...], config: NetworkConfig, size: int) -> None:
+        """Body, linear layer, and for images a norm.
+
+        What convolutions with ReLU make of two images is much alike. Reading it as a sequence only
+        begins to succeed once that common part is taken away.
+        """
+        super().__init__()
+        self.body = Body(input_shape, config)
+        self.project = Linear(self.body.features, size)
+        self.norm = RunningBatchNorm(size) if len(input_shape) > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed each input by itself, but for the statistics of the norm in training."""
+        y: Tensor = self.norm(self.project(self.body(x)))
+        return y

@@ -84,8 +84,8 @@ class Optimiser(nn.Module):
     def start(self, coordinates: Tensor) -> State:
         """The state before the first update of coordinates `[N, 1]`."""
         hidden = coordinates.new_zeros(len(coordinates), self.reader.hidden_size)
-        gates = (gate.bias.sigmoid().expand_as(coordinates) for gate in (self.forget, self.input))
-        return (*gates, hidden, hidden)
+        forget, put = (g.bias.sigmoid().expand_as(coordinates) for g in (self.forget, self.input))
+        return forget, put, hidden, hidden
 
     def forward(
         self, coordinates: Tensor, gradient: Tensor, loss: Tensor, state: State

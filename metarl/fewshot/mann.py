@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl.errors import UsageError, require_between, require_positive
-from metarl.fewshot.encoding import as_sequence, encode_labels
+from metarl.fewshot.encoding import Embedding, as_sequence, encode_labels
 from metarl.fewshot.episodes import Points, TaskSpec
 from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor
-from metarl.fewshot.networks import Body, NetworkConfig
+from metarl.fewshot.networks import NetworkConfig
 
 EMPTY = 1e-6
 """what an empty memory holds: a cosine with zero has no direction"""
@@ -38,6 +38,8 @@ class MANNConfig(LearnerConfig):
 
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(norm="running"))
     """what inputs go through before the controller reads them"""
+    embedding: int = 64
+    """numbers that an input becomes"""
     controller: int = 200
     """units of the LSTM"""
     rows: int = 128
@@ -52,7 +54,7 @@ class MANNConfig(LearnerConfig):
     def __post_init__(self) -> None:
         """Raise `UsageError` for sizes that make no memory."""
         super().__post_init__()
-        require_positive(self, ("controller", "rows", "row_size", "heads"), "learner")
+        require_positive(self, ("embedding", "controller", "rows", "row_size", "heads"), "learner")
         require_between(self, ("decay",), "learner", 0.0, 1.0)
         if self.heads > self.rows:
             raise UsageError(f"learner: heads must be at most rows ({self.rows}), got {self.heads}")
@@ -98,9 +100,9 @@ class MemoryNetwork(nn.Module):
         """Build it for the tasks of `spec`."""
         super().__init__()
         self.config, self.outputs = config, spec.outputs
-        self.body = Body(spec.input_shape, config.network)
+        self.embedding = Embedding(spec.input_shape, config.network, config.embedding)
         found = config.heads * config.row_size
-        inputs = self.body.features + spec.outputs + found
+        inputs = config.embedding + spec.outputs + found
         self.controller = nn.LSTMCell(inputs, config.controller)
         # For each head: a key, its strength β and the gate α of what is written where.
         self.interface = nn.Linear(config.controller, config.heads * (config.row_size + 2))
@@ -160,7 +162,7 @@ class MemoryNetwork(nn.Module):
         read = address(keys, strength.view(tasks, -1), memory.rows)
         found = (read @ memory.rows).view(tasks * queries, -1)
         y: Tensor = self.output(torch.cat([hidden, found], -1))
-        return y.unflatten(0, (tasks, queries))
+        return y.view(tasks, queries, -1)
 
 
 class MANN(Learner):
@@ -177,14 +179,14 @@ class MANN(Learner):
         """Store the support set in a random order; there are no steps."""
         network = self.network
         support = as_sequence(support, self.generator if network.training else None)
-        features = network.body(support.x)
+        features = network.embedding(support.x)
         labels = encode_labels(support.y, self.spec).to(features.dtype)
         memory = network.empty(features)
         for point in torch.cat([features, labels], -1).unbind(1):
             memory = network.store(point, memory)
 
         def predict(x: Tensor) -> Prediction:
-            features = network.body(x)
+            features = network.embedding(x)
             unknown = features.new_zeros(*features.shape[:2], network.outputs)
             return Prediction(network.look_up(torch.cat([features, unknown], -1), memory))
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from metarl.errors import require_positive
-from metarl.fewshot.encoding import as_sequence, encode_labels
+from metarl.fewshot.encoding import Embedding, as_sequence, encode_labels
 from metarl.fewshot.episodes import Points, TaskSpec
 from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor
-from metarl.fewshot.networks import Body, NetworkConfig
+from metarl.fewshot.networks import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ class SequenceNetwork(nn.Module):
     def __init__(self, spec: TaskSpec, config: SNAILConfig) -> None:
         """Attention, convolutions, attention, convolutions, attention; then linear."""
         super().__init__()
-        self.body = Body(spec.input_shape, config.network)
-        self.embedding = nn.Linear(self.body.features, config.embedding)
+        self.embedding = Embedding(spec.input_shape, config.network, config.embedding)
         self.outputs = spec.outputs
         layers: list[Causal] = []
         channels = config.embedding + spec.outputs
@@ -147,7 +146,7 @@ class SequenceNetwork(nn.Module):
 
     def embed(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Inputs `[B, M, X...]` with their labels `[B, M, D]`; zeros where they are unknown."""
-        features = self.embedding(self.body(x))
+        features: Tensor = self.embedding(x)
         if labels is None:
             labels = features.new_zeros(*features.shape[:2], self.outputs)
         return torch.cat([features, labels.to(features.dtype)], -1)
