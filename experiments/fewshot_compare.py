@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from matplotlib.figure import Figure
 
 from metarl.configs import first_difference, to_plain
 from metarl.errors import UsageError
 from metarl.experiments.commands.fewshot import pair_defaults, run_defaults
 from metarl.experiments.fewshot import PREFIX
+from metarl.experiments.fewshot_figures import Row, comparison_figure
 from metarl.experiments.fewshot_runs import Trained, judge_run, train_run
 from metarl.experiments.figures import save
 from metarl.experiments.loading import check_device, use_threads
@@ -96,6 +98,19 @@ class Comparison:
         """The data and the protocol in a few words."""
         ways = f"{self.protocol.ways}-way " if self.kind == "classification" else ""
         return f"{self.dataset}, {ways}{self.protocol.shots}-shot"
+
+    def figures(self) -> dict[str, Figure]:
+        """One for each score, by its name."""
+        scores: dict[str, Sequence[dict[str, Any]]] = {str(self.rows[0]["metric"]): self.rows}
+        spread = [{**row, **row["log_likelihood"]} for row in self.rows if "log_likelihood" in row]
+        if spread:
+            scores["log_likelihood"] = spread
+        drawn = {}
+        for name, rows in scores.items():
+            points = [Row(r["method"], r["mean"], r["low"], r["high"]) for r in rows]
+            best = {"exact posterior": self.oracle[name]} if name in self.oracle else {}
+            drawn[name] = comparison_figure(points, name, self.heading(), best)
+        return drawn
 
     def _title(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
@@ -207,18 +222,15 @@ def _row(method: str, trained: Sequence[Trained], scores: Sequence[Scores]) -> d
 
 
 def save_comparison(comparison: Comparison, root: str | Path) -> list[Path]:
-    """Write the comparison as JSON, as a table in Markdown and as a figure; returns the files."""
-    from metarl.experiments.fewshot_figures import Row, comparison_figure
-
+    """Write the comparison as JSON, as a table in Markdown and as figures; returns the files."""
     p = comparison.protocol
     ways = f"{p.ways}w" if comparison.kind == "classification" else ""
-    base = Path(root) / f"compare-{comparison.dataset}-{ways}{p.shots}s"
+    base = f"{root}/compare-{comparison.dataset}-{ways}{p.shots}s"
     text = json.dumps(json_value(comparison.plain()), indent=1, allow_nan=False) + "\n"
-    paths = [Path(f"{base}{ending}") for ending in (".json", ".md", ".png")]
+    paths = [Path(f"{base}.json"), Path(f"{base}.md")]
     write_file(paths[0], text.encode())
     write_file(paths[1], comparison.markdown().encode())
-    rows = [Row(r["method"], r["mean"], r["low"], r["high"]) for r in comparison.rows]
-    metric = comparison.rows[0]["metric"]
-    exact = {"exact posterior": comparison.oracle[metric]} if comparison.oracle else {}
-    save(comparison_figure(rows, metric, comparison.heading(), exact), paths[2])
+    for name, figure in comparison.figures().items():
+        paths.append(Path(f"{base}-{name.replace('_', '-')}.png"))
+        save(figure, paths[-1])
     return paths

@@ -26,9 +26,9 @@ from metarl.fewshot.training import (
 )
 from metarl.runs import RunConfig, RunFolder
 
-SHOTS = (1, 2, 3, 5, 10, 20)
+SHOTS = (1, 2, 3, 5, 10)
 """of the figure of scores against shots"""
-TASKS_BY_SHOTS = 200
+TASKS_BY_SHOTS = 100
 """held-out tasks for each point of that figure"""
 
 
@@ -133,6 +133,8 @@ def draw(trained: Trained, scores: Scores) -> list[Path]:
         drawn["fits"] = figures.fits_figure(*arguments)
     else:
         drawn["images"] = figures.images_figure(*arguments)
+    if len(scores.steps) > 1:
+        drawn["steps"] = figures.steps_figure({trained.method: scores})
     by_shots = scores_by_shots(trained)
     if len(by_shots) > 1:
         drawn["shots"] = figures.shots_figure({trained.method: by_shots}, scores.metric)
@@ -152,7 +154,12 @@ def scores_by_shots(trained: Trained) -> Mapping[int, tuple[float, float, float]
         protocol = replace(trained.training.protocol, shots=shots)
         try:
             scores = evaluate(
-                trained.learner, trained.data, protocol, TASKS_BY_SHOTS, SEED_OF_EVALUATION
+                trained.learner,
+                trained.data,
+                protocol,
+                TASKS_BY_SHOTS,
+                SEED_OF_EVALUATION,
+                steps=trained.learner.steps_shown[-1:],
             )
         except UsageError:
             continue

@@ -120,6 +120,7 @@ def evaluate(
     tasks: int,
     seed: int,
     *,
+    steps: Sequence[int] = (),
     info: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Adapt to held-out tasks and judge the predictions for their query points.
@@ -132,8 +133,10 @@ def evaluate(
         protocol: how many points they have.
         tasks: how many.
         seed: of the tasks, and of the learner's own luck.
+        steps: after how many steps to judge, in place of the learner's `steps_shown`.
         info: what else to note beside the scores.
     """
+    judged = tuple(steps) or learner.steps_shown
     generator = torch.Generator().manual_seed(seed)
     size = tasks_at_once(data.spec(protocol), protocol)
     rows: dict[str, list[Tensor]] = {}
@@ -144,11 +147,11 @@ def evaluate(
             episodes = data.episodes(protocol, count, "held-out", generator)
             for name, found in _oracle_scores(data, episodes).items():
                 oracle.setdefault(name, []).append(found)
-            for name, found in _scores_by_step(learner, episodes.to(learner.device)).items():
+            for name, found in _scores_by_step(learner, episodes, judged).items():
                 rows.setdefault(name, []).append(found)
     return Scores(
         data.kind,
-        tuple(learner.steps_shown),
+        tuple(judged),
         {name: torch.cat(parts).tolist() for name, parts in rows.items()},
         {name: torch.cat(parts).tolist() for name, parts in oracle.items()},
         {**vars(protocol), "split": "held-out", "tasks": tasks, "seed": seed, **(info or {})},
@@ -172,12 +175,13 @@ def scores(prediction: Prediction, y: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _scores_by_step(learner: Learner, episodes: Episodes) -> dict[str, Tensor]:
+def _scores_by_step(
+    learner: Learner, episodes: Episodes, steps: Sequence[int]
+) -> dict[str, Tensor]:
     """The scores of each task after each number of steps: `[B, steps]`."""
-    by_step = [
-        scores(learner.predict(episodes, steps), episodes.query.y) for steps in learner.steps_shown
-    ]
-    return {name: torch.stack([row[name] for row in by_step], 1).cpu() for name in by_step[0]}
+    there = episodes.to(learner.device)
+    rows = [scores(learner.predict(there, count), there.query.y) for count in steps]
+    return {name: torch.stack([row[name] for row in rows], 1).cpu() for name in rows[0]}
 
 
 def _oracle_scores(data: Data, episodes: Episodes) -> dict[str, Tensor]:
