@@ -38,28 +38,28 @@ GROUPS: dict[str, dict[str, str]] = {
         "maml": "#0072B2",
         "fomaml": "#56B4E9",
         "reptile": "#009E73",
-        "imaml": "#1B2A6B",
-        "meta-sgd": "#8FD3C1",
-        "maml++": "#2E5FE0",
-        "anil": "#7FA34A",
-        "cavia": "#6E8FB0",
-        "leo": "#0B4F3C",
+        "imaml": "#003C6C",
+        "meta-sgd": "#54C0C0",
+        "maml++": "#006CF0",
+        "anil": "#3CC46E",
+        "cavia": "#00606C",
+        "leo": "#183C24",
     },
     "metric": {
         "prototypical": "#D55E00",
         "matching": "#E69F00",
-        "relation": "#7A3B06",
-        "siamese": "#F2C879",
+        "relation": "#603024",
+        "siamese": "#D89C90",
     },
     "memory and black box": {
         "mann": "#CC79A7",
         "snail": "#882255",
-        "lstm-learner": "#E9A8D0",
+        "lstm-learner": "#40102E",
         "hypernetwork": "#5D3A9B",
-        "film": "#A98BD6",
-        "cnp": "#D6409F",
-        "np": "#9C6BA8",
-        "anp": "#3E1A52",
+        "film": "#C090FC",
+        "cnp": "#D83C60",
+        "np": "#8454F0",
+        "anp": "#3C00A8",
     },
     "baseline": {"fine-tune": "#3B3B3B", "scratch": "#8F8F8F"},
 }
@@ -76,6 +76,8 @@ METRICS = {
 }
 """What an axis calls a score; others are called by their names."""
 LOWER_IS_BETTER = frozenset({"mse"})
+ROOM = 0.2
+"""of the width of the axes, for the name of a reference line"""
 LOG_SPAN = 8.0
 """Squared errors that span more than this factor share a logarithmic axis."""
 
@@ -193,21 +195,21 @@ def comparison_figure(
     """
     lines = _comparison_lines(rows, metric)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 1.3 + 0.27 * len(lines)), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.3 + 0.25 * len(lines)), layout="constrained")
         ax = figure.subplots()
         for y, line in enumerate(lines):
             _comparison_line(ax, y, line, metric)
+        _label_lines(ax, lines)
+        means = [float(_shown(row.mean, metric)) for row in rows]
+        _score_scale(ax, metric, means, "x")
         marked = {r.label: r.mean for r in rows if r.kind == "baseline"}
         marked.update(references or {})
         _reference_lines(ax, {name: float(_shown(x, metric)) for name, x in marked.items()})
         ax.set_ylim(len(lines) - 0.4, -0.6)
-        ax.set_yticks([])
         ax.grid(axis="y", visible=False)
         ax.spines["left"].set_visible(False)
         better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
         ax.set_xlabel(f"{METRICS.get(metric, metric)} ({better})")
-        means = [float(_shown(row.mean, metric)) for row in rows]
-        _score_scale(ax, metric, means, "x")
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure
@@ -226,10 +228,8 @@ def _comparison_lines(rows: Sequence[Row], metric: str) -> list[Row | str]:
 
 
 def _comparison_line(ax: Axes, y: int, line: Row | str, metric: str) -> None:
-    """The name of a kind, or a method with its point, its interval and its number."""
-    margin: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
+    """A method's point, its interval and its number; nothing beside the name of a kind."""
     if isinstance(line, str):
-        ax.text(-0.27, y, line, fontweight="bold", color=INK, **margin)
         return
     mean, low, high = (float(_shown(x, metric)) for x in (line.mean, line.low, line.high))
     colour = colour_of(line.label)
@@ -237,21 +237,35 @@ def _comparison_line(ax: Axes, y: int, line: Row | str, metric: str) -> None:
     style: dict[str, Any] = {"color": colour, "marker": MARKERS.get(line.kind, "o"), "zorder": 3}
     ax.errorbar([mean], [y], xerr=bars, markersize=6, capsize=3, elinewidth=1.6, **style)
     ax.axhline(y, color="#f0f0f0", linewidth=0.8, zorder=0)
-    ax.text(-0.02, y, line.label, ha="right", color=INK, **margin)
     digits = 1 if metric == "accuracy" else 3
     number = f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
-    ax.text(1.02, y, number, ha="left", color=INK, fontsize=9, **margin)
+    beside = ax.get_yaxis_transform()
+    ax.text(1.02, y, number, va="center", color=INK, fontsize=9, transform=beside)
+
+
+def _label_lines(ax: Axes, lines: Sequence[Row | str]) -> None:
+    """Names of kinds and methods at the left."""
+    names = [line if isinstance(line, str) else line.label for line in lines]
+    ax.set_yticks(range(len(lines)), names)
+    ax.tick_params(axis="y", length=0)
+    for line, label in zip(lines, ax.get_yticklabels(), strict=True):
+        label.set_fontweight("bold" if isinstance(line, str) else "normal")
 
 
 def _reference_lines(ax: Axes, marked: Mapping[str, float]) -> None:
     """Lines from top to bottom, each with its name above."""
-    for name, x in marked.items():
+    left, level = -math.inf, 0
+    for name, x in sorted(marked.items(), key=lambda item: item[1]):
         colour = colour_of(name)
+        place = float(ax.transAxes.inverted().transform(ax.transData.transform((x, 0.0)))[0])
+        # Names that would run into each other go one above the other.
+        level = level + 1 if place - left < ROOM else 0
+        left = place
         ax.axvline(x, color=colour, linestyle=(0, (4, 3)), linewidth=1.3, zorder=1)
         ax.annotate(
             name,
             (x, 1.0),
-            (0, 3),
+            (0, 3 + 11 * level),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             color=colour,

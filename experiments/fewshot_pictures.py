@@ -5,7 +5,6 @@ Both take the tasks that a seed draws, so that two learners can be looked at sid
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -72,11 +72,13 @@ def fits_figure(
         columns = min(tasks, 2)
         size = (4.9 * columns, 2.5 * rows + 0.5)
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for task, ax in enumerate(axes[:tasks]):
             _draw_fits(ax, fits, task)
         for ax in axes[tasks:]:
             ax.set_axis_off()
+        axes[0].set_ylim(*_span(fits))
+        axes[0].xaxis.set_major_locator(MaxNLocator(6))
         figure.legend(
             handles=_fit_handles(fits), loc="outside upper left", ncols=3 * columns, fontsize=9
         )
@@ -142,11 +144,9 @@ def _draw_fits(ax: Axes, fits: _Fits, task: int) -> None:
     support, query = (
         (p.x[0, :, 0].numpy(), p.y[0, :, 0].numpy()) for p in (points.support, points.query)
     )
-    ends = [support[1], query[1]]
     if fits.truth is not None:
         truth = fits.truth[task, :, 0].numpy()
         ax.plot(fits.x, truth, color=TRUTH, linewidth=5.0, solid_capstyle="round")
-        ends.append(truth)
     else:
         ax.scatter(*query, s=14, facecolors="white", edgecolors="#8a8a8a", linewidths=0.9, zorder=4)
     if fits.posterior is not None and fits.posterior.std is not None:
@@ -154,7 +154,6 @@ def _draw_fits(ax: Axes, fits: _Fits, task: int) -> None:
         ax.plot(fits.x, mean, color=POSTERIOR, linewidth=1.4, linestyle="--")
         for edge in (mean - 2.0 * std, mean + 2.0 * std):
             ax.plot(fits.x, edge, color=POSTERIOR, linewidth=0.9, linestyle=":")
-            ends.append(edge)
     last = fits.by_steps[fits.last]
     value = last.value[task, :, 0].numpy()
     if last.std is not None:
@@ -164,19 +163,26 @@ def _draw_fits(ax: Axes, fits: _Fits, task: int) -> None:
     for steps, style in fits.styles().items():
         ax.plot(fits.x, fits.by_steps[steps].value[task, :, 0].numpy(), **style)
     ax.scatter(*support, s=38, color=INK, edgecolors="white", linewidths=0.8, zorder=5)
-    # What matters sets the scale; a fit that is far off may leave the panel.
-    bottom, top = (float(f(np.concatenate(ends))) for f in (np.min, np.max))
-    margin = 0.15 * (top - bottom) + 1e-3
-    ax.set_ylim(bottom - margin, top + margin)
-    ax.set_xlim(fits.x[0], fits.x[-1])
+    ax.margins(x=0.015)
     ax.set_title(_errors(fits, task), fontsize=9.5)
+
+
+def _span(fits: _Fits) -> tuple[float, float]:
+    """Bounds of the values that matter; fits that are far off may leave the panels."""
+    values = [fits.episodes.support.y, fits.episodes.query.y]
+    values += [] if fits.truth is None else [fits.truth]
+    bottom, top = (
+        float(f(torch.cat([v[..., 0].flatten() for v in values]))) for f in (torch.min, torch.max)
+    )
+    margin = 0.2 * (top - bottom) + 1e-3
+    return bottom - margin, top + margin
 
 
 def _errors(fits: _Fits, task: int) -> str:
     """The errors before and after adaptation."""
     steps = sorted(fits.by_steps)
-    shown = [f"{float(fits.errors[k][task]):.2g}" for k in dict.fromkeys((steps[0], steps[-1]))]
-    return "squared error " + " → ".join(shown)
+    shown = [float(fits.errors[k][task]) for k in dict.fromkeys((steps[0], steps[-1]))]
+    return "squared error " + " → ".join(f"{x:.2f}" if x >= 0.1 else f"{x:.1g}" for x in shown)
 
 
 def _fit_handles(fits: _Fits) -> list[Line2D | Patch]:
@@ -203,7 +209,7 @@ def _fit_handles(fits: _Fits) -> list[Line2D | Patch]:
         label = f"after {steps} step{'' if steps == 1 else 's'}" if stepwise else "prediction"
         handles.append(Line2D([], [], label=label, **style))
     if fits.by_steps[fits.last].std is not None:
-        handles.append(Patch(color=FIT, alpha=0.18, linewidth=0, label="± 2 std"))
+        handles.append(Patch(color=FIT, alpha=0.18, linewidth=0, label="its ± 2 std"))
     return handles
 
 
@@ -230,18 +236,18 @@ def images_figure(
     side_by_side = ways <= 6
     rows = min(protocol.shots, SUPPORT_ROWS) + min(protocol.queries, QUERY_ROWS)
     across, down = (tasks, 1) if side_by_side else (1, tasks)
-    cell = 10.4 / (across * (ways + 0.9))
+    cell = 10.4 / (across * (ways + 0.6))
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        size = (11.0, down * (cell * 1.32 * rows + 0.75) + 0.45)
+        size = (11.0, down * (cell * (1.3 * rows + 0.9)) + 0.5)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(down, across, squeeze=False).ravel()
         for task, ax in enumerate(axes):
             _draw_task(ax, episodes[task : task + 1], probabilities[task], protocol)
         note = (
-            "Under each query image: the class it is taken for, and how probable. "
-            "✓ right   ✗ wrong, in a heavy dashed frame"
+            "Columns are classes. Under a query image: what it is taken for, and how probable.   "
+            "✓ right   ✗ wrong, in a dashed frame"
         )
-        figure.suptitle(textwrap.fill(note, 130), x=0.01, ha="left", fontsize=9.5, color=INK)
+        figure.suptitle(note, x=0.01, ha="left", fontsize=9.5, color=INK)
     return figure
 
 
@@ -270,15 +276,21 @@ def _draw_task(ax: Axes, episode: Episodes, probabilities: Tensor, protocol: Pro
             ax.text(
                 way + 0.46, top + 1.08, text, ha="center", va="center", size=small, weight=weight
             )
-    side: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "color": INK, "size": 9}
-    ax.text(-0.12, shots / 2, "support" if shots * small > 8 else "seen", **side)
+    side: dict[str, Any] = {
+        "rotation": 90,
+        "ha": "right",
+        "va": "center",
+        "color": INK,
+        "size": small,
+    }
+    ax.text(-0.12, shots / 2, "support", **side)
     ax.text(-0.12, shots + 0.25 + queries * pitch / 2, "query", **side)
     ax.set_xlim(-0.5, ways)
-    ax.set_ylim(shots + 0.25 + queries * pitch + 0.05, -0.5)
+    ax.set_ylim(shots + 0.25 + queries * pitch + 0.05, -0.95)
     ax.set_aspect("equal")
     ax.set_axis_off()
     total = len(right)
-    ax.set_title(f"{int(right.sum())} of {total} right", fontsize=10)
+    ax.text(0.0, -0.62, f"{int(right.sum())} of {total} right", color=INK, size=10)
 
 
 def _letter(way: int) -> str:
