@@ -3,7 +3,9 @@
 - CNP: Garnelo et al. 2018a, "Conditional Neural Processes", equations 1-3: r = mean_i h(x_i, y_i)
   and p(y | x) = g(x, r).
 - NP: Garnelo et al. 2018b, "Neural Processes", equation 8: what is unknown of the function is a
-  latent z, learned by log p(y_Q | S) >= E_q(z|S,Q) [log p(y_Q | z)] - KL(q(z|S,Q) || q(z|S)).
+  latent z, learned by log p(y_Q | S) >= E_q(z|S,Q) [log p(y_Q | z)] - KL(q(z|S,Q) || q(z|S)). By
+  default we follow Foong et al. 2020, "Meta-Learning Stationary Stochastic Process Prediction",
+  section 4: estimate log p(y_Q | S) itself, as log mean_l p(y_Q | z_l) with z_l from q(z|S).
 - ANP: Kim et al. 2019, "Attentive Neural Processes", equation 2: a latent, and beside it an r of
   each query that it reads from the support points most like it.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,15 +62,25 @@ class CNPConfig(LearnerConfig):
 class NPConfig(CNPConfig):
     """Sizes of the latent."""
 
-    latent: int = 128
+    objective: Literal["likelihood", "bound"] = "likelihood"
+    """what is learned from: the likelihood by samples of q(z|S) (Foong et al. 2020), or its bound
+    by q(z|S,Q) (Garnelo et al. 2018b), which is too sure of itself where the support set is small
+    """
+    latent: int = 64
     """Z, dimensions of the latent"""
+    draws: int = 4
+    """latents by which the likelihood is estimated in training"""
     samples: int = 32
     """latents whose predictions are mixed in use"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
         super().__post_init__()
-        require_positive(self, ("latent", "samples"), "learner")
+        require_positive(self, ("latent", "draws", "samples"), "learner")
+        if self.objective not in ("likelihood", "bound"):
+            raise UsageError(
+                f"learner: objective must be likelihood or bound, got {self.objective}"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,9 @@ class ANPConfig(NPConfig):
     """Sizes of the attention."""
 
     heads: int = 8
-    """heads of self- and cross-attention"""
+    """heads of the attention"""
+    self_attention: bool = False
+    """let the points of a set read from each other before they are summarised; twice as slow"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
@@ -116,11 +131,14 @@ class Sets:
 class Encoder(nn.Module):
     """h: points to representations `[B, M, R]`; with attention each sees the rest of its set."""
 
-    def __init__(self, inputs: int, layers: tuple[int, ...], heads: int) -> None:
-        """Without heads there is no attention."""
+    def __init__(self, inputs: int, config: CNPConfig) -> None:
+        """Attend where the config says so."""
         super().__init__()
-        self.body = relu_mlp([inputs, *layers[:-1]], layers[-1])
-        self.attention = SelfAttention(layers[-1], heads) if heads else None
+        *layers, width = config.network.layers
+        self.body = relu_mlp([inputs, *layers], width)
+        self.attention: SelfAttention | None = None
+        if isinstance(config, ANPConfig) and config.self_attention:
+            self.attention = SelfAttention(width, config.heads)
 
     def forward(self, sets: Sets) -> Tensor:
         """Encode each point."""
@@ -136,9 +154,9 @@ class Encoder(nn.Module):
 class MeanPath(nn.Module):
     """r = mean_i h(x_i, y_i), the same for every query."""
 
-    def __init__(self, inputs: int, layers: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, config: CNPConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(inputs, layers, heads=0)
+        self.encoder = Encoder(inputs, config)
 
     def forward(self, sets: Sets) -> Read:
         """Summarise the support set."""
@@ -149,10 +167,10 @@ class MeanPath(nn.Module):
 class AttentivePath(nn.Module):
     """r(x) = Σ_i w_i(x) h_i: cross-attention from the query to the points of each set."""
 
-    def __init__(self, features: int, inputs: int, layers: tuple[int, ...], heads: int) -> None:
+    def __init__(self, features: int, inputs: int, config: ANPConfig) -> None:
         super().__init__()
-        width = layers[-1]
-        self.encoder = Encoder(inputs, layers, heads)
+        width, heads = config.network.layers[-1], config.heads
+        self.encoder = Encoder(inputs, config)
         self.place = relu_mlp([features, width], width)
         """what makes inputs alike, of queries and of support points"""
         self.attention = MultiHeadAttention(width, width, width, width, heads)
@@ -176,10 +194,11 @@ class AttentivePath(nn.Module):
 class LatentPath(nn.Module):
     """q(z | points) = N(μ(s), σ(s)²) with s = mean_i h(x_i, y_i), one latent for each set."""
 
-    def __init__(self, inputs: int, layers: tuple[int, ...], latent: int, heads: int) -> None:
+    def __init__(self, inputs: int, config: NPConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(inputs, layers, heads)
-        self.head = relu_mlp([layers[-1], layers[-1]], 2 * latent)
+        width = config.network.layers[-1]
+        self.encoder = Encoder(inputs, config)
+        self.head = relu_mlp([width, width], 2 * config.latent)
 
     def forward(self, sets: Sets) -> Normal:
         """The latents `[B, K, Z]` of each set; σ is within (0.1, 1)."""
@@ -215,21 +234,22 @@ class NeuralProcess(nn.Module):
     def __init__(self, spec: TaskSpec, config: CNPConfig) -> None:
         """CNP: the mean; NP: a latent; ANP: attention and a latent."""
         super().__init__()
-        layers = config.network.layers
-        latent = config.latent if isinstance(config, NPConfig) else 0
-        heads = config.heads if isinstance(config, ANPConfig) else 0
         images = len(spec.input_shape) == 3
         self.body = Body(spec.input_shape, config.network) if images else None
-        features = self.body.features if self.body is not None else spec.input_shape[0]
+        known = features = self.body.features if self.body is not None else spec.input_shape[0]
         self.regression = spec.kind == "regression"
         inputs = features + spec.outputs * self.regression
         self.deterministic: MeanPath | AttentivePath | None = None
-        if heads:
-            self.deterministic = AttentivePath(features, inputs, layers, heads)
-        elif not latent:
-            self.deterministic = MeanPath(inputs, layers)
-        self.latent = LatentPath(inputs, layers, latent, heads) if latent else None
-        known = features + layers[-1] * (self.deterministic is not None) + latent
+        self.latent: LatentPath | None = None
+        if isinstance(config, ANPConfig):
+            self.deterministic = AttentivePath(features, inputs, config)
+        elif not isinstance(config, NPConfig):
+            self.deterministic = MeanPath(inputs, config)
+        if self.deterministic is not None:
+            known += config.network.layers[-1]
+        if isinstance(config, NPConfig):
+            self.latent = LatentPath(inputs, config)
+            known += config.latent
         self.decoder = Decoder(spec, known, config)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -306,16 +326,25 @@ class NP(CNP):
         return predict
 
     def loss(self, episodes: Episodes, progress: float) -> Tensor:
-        """The bound, negative and for each query point: `[B]`."""
+        """The objective, negative and for each query point: `[B]`."""
         network, points = self.network, episodes.query
         support, query = network.support(episodes.support), network.embed(points.x)
+        known = network.reader(support)(query)
+        prior = self._latent(support)
+
+        def surprise(belief: Normal) -> Tensor:
+            """-log p(y_Q | z) / Q with z drawn from `belief`."""
+            noise = torch.randn(belief.mean.shape, generator=self.generator)
+            z = belief.mean + belief.stddev * noise.to(belief.mean)
+            return losses(network.decoder(query, *known, z.unsqueeze(2)), points.y)
+
+        count = query.shape[1]
+        if self.config.objective == "likelihood":
+            draws = torch.stack([-count * surprise(prior) for _ in range(self.config.draws)])
+            return (math.log(len(draws)) - draws.logsumexp(0)) / count
         everything = support.union(network.sets(points, query, support.members.shape[1]))
-        prior, posterior = self._latent(support), self._latent(everything)
-        noise = torch.randn(prior.mean.shape, generator=self.generator).to(prior.mean)
-        z = posterior.mean + posterior.stddev * noise
-        prediction = network.decoder(query, *network.reader(support)(query), z.unsqueeze(2))
-        surprise = kl_divergence(posterior, prior).sum((1, 2))
-        return losses(prediction, points.y) + surprise / query.shape[1]
+        posterior = self._latent(everything)
+        return surprise(posterior) + kl_divergence(posterior, prior).sum((1, 2)) / count
 
     def _latent(self, sets: Sets) -> Normal:
         """q(z | sets)."""
