@@ -15,15 +15,8 @@ from metarl.fewshot.episodes import Episodes, Points, Protocol, TaskSpec
 from metarl.fewshot.gaussian_processes import GPCurves
 from metarl.fewshot.learner import Prediction, gaussian_log_likelihood
 from metarl.fewshot.networks import NetworkConfig
-from metarl.fewshot.neural_processes import (
-    ANP,
-    CNP,
-    NP,
-    ANPConfig,
-    CNPConfig,
-    NPConfig,
-    mixture,
-)
+from metarl.fewshot.neural_process_parts import mixture
+from metarl.fewshot.neural_processes import ANP, CNP, NP, ANPConfig, CNPConfig, NPConfig
 
 METHODS = {"cnp": (CNP, CNPConfig), "np": (NP, NPConfig), "anp": (ANP, ANPConfig)}
 SMALL = {"network": NetworkConfig(layers=(16, 16), filters=(4, 4), norm="running")}
