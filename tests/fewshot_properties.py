@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from metarl.fewshot.episodes import Data, Episodes, Points, Protocol, TaskSpec
+from metarl.fewshot.episodes import Data, Episodes, Points, TaskSpec
 
 SIZE = 8
 

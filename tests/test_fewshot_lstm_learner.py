@@ -20,7 +20,7 @@ from metarl.fewshot import lstm_learner
 from metarl.fewshot.episodes import Protocol
 from metarl.fewshot.learner import Prediction, losses
 from metarl.fewshot.lstm_learner import LSTMLearner, LSTMLearnerConfig, preprocess
-from metarl.fewshot.maml import FOMAMLConfig, MAML
+from metarl.fewshot.maml import MAML, FOMAMLConfig
 from metarl.fewshot.networks import NetworkConfig
 from metarl.fewshot.sinusoids import Sinusoids
 

@@ -236,13 +236,9 @@ def test_attention_layer_equals_the_formula():
     assert torch.equal(y[..., :3], x)
     for b in range(2):
         for t in range(5):
-            score = [
-                float(layer.query(x[b, t]) @ layer.key(x[b, s])) / 2.0 for s in range(t + 1)
-            ]
+            score = [float(layer.query(x[b, t]) @ layer.key(x[b, s])) / 2.0 for s in range(t + 1)]
             total = sum(math.exp(s) for s in score)
-            expected = sum(
-                math.exp(score[s]) / total * layer.value(x[b, s]) for s in range(t + 1)
-            )
+            expected = sum(math.exp(score[s]) / total * layer.value(x[b, s]) for s in range(t + 1))
             torch.testing.assert_close(y[b, t, 3:], expected)
 
 
