@@ -78,7 +78,7 @@ def fits_figure(
         for ax in axes[tasks:]:
             ax.set_axis_off()
         axes[0].set_ylim(*_span(fits))
-        axes[0].xaxis.set_major_locator(MaxNLocator(6))
+        axes[0].xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         figure.legend(
             handles=_fit_handles(fits), loc="outside upper left", ncols=3 * columns, fontsize=9
         )
@@ -182,7 +182,7 @@ def _errors(fits: _Fits, task: int) -> str:
     """The errors before and after adaptation."""
     steps = sorted(fits.by_steps)
     shown = [float(fits.errors[k][task]) for k in dict.fromkeys((steps[0], steps[-1]))]
-    return "squared error " + " → ".join(f"{x:.2f}" if x >= 0.1 else f"{x:.1g}" for x in shown)
+    return "squared error " + " → ".join(f"{x:.2f}" if x >= 0.01 else f"{x:.1g}" for x in shown)
 
 
 def _fit_handles(fits: _Fits) -> list[Line2D | Patch]:
@@ -233,18 +233,17 @@ def images_figure(
         logits = learner.predict(episodes.to(learner.device), max(learner.steps_shown)).value.cpu()
     probabilities = logits.softmax(-1)
     ways = min(protocol.ways, WIDEST)
-    side_by_side = ways <= 6
     rows = min(protocol.shots, SUPPORT_ROWS) + min(protocol.queries, QUERY_ROWS)
-    across, down = (tasks, 1) if side_by_side else (1, tasks)
-    cell = 10.4 / (across * (ways + 0.6))
+    across, down = (tasks, 1) if ways <= 6 else (1, tasks)
+    cell = min(0.62, 10.6 / (across * (ways + 0.6)))
+    size = (across * (ways + 0.6) * cell + 0.3, down * (1.3 * rows + 0.9) * cell + 0.4)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        size = (11.0, down * (cell * (1.3 * rows + 0.9)) + 0.5)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(max(size[0], 7.0), size[1]), layout="constrained")
         axes = figure.subplots(down, across, squeeze=False).ravel()
         for task, ax in enumerate(axes):
             _draw_task(ax, episodes[task : task + 1], probabilities[task], protocol)
         note = (
-            "Columns are classes. Under a query image: what it is taken for, and how probable.   "
+            "Columns are classes. Under a query image: what it is taken for, and how probable.\n"
             "✓ right   ✗ wrong, in a dashed frame"
         )
         figure.suptitle(note, x=0.01, ha="left", fontsize=9.5, color=INK)
@@ -258,7 +257,7 @@ def _draw_task(ax: Axes, episode: Episodes, probabilities: Tensor, protocol: Pro
     best, guess = probabilities.max(-1)
     right = guess == episode.query.y[0]
     pitch = 1.3
-    small = 8.0 if ways <= 6 else 6.5
+    small = 8.0 if ways <= 12 else 6.5
     for way in range(ways):
         ax.text(
             way + 0.46, -0.12, _letter(way), ha="center", va="bottom", fontweight="bold", size=10
