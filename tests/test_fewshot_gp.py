@@ -136,10 +136,15 @@ def test_scales_stay_within_the_ranges_that_were_asked_for():
 
 
 def test_context_is_random_in_training_alone():
-    data = GPCurves(context=(3, 7))
-    sizes = {draw(data, split="train", seed=k).support.x.shape[1] for k in range(60)}
-    assert sizes == {3, 4, 5, 6, 7}
-    assert draw(data, shots=6, split="held-out").support.x.shape == (3, 6, 1)
+    data, generator = GPCurves(context=(3, 6)), torch.Generator().manual_seed(0)
+    protocol = Protocol(shots=8, queries=1)
+    train = [data.episodes(protocol, 1, "train", generator) for _ in range(1500)]
+    counts = torch.bincount(torch.tensor([e.support.x.shape[1] for e in train]))
+    # P(n) is in proportion to log((n + 1) / n); the standard errors are at most 0.013.
+    wanted = torch.tensor([math.log((n + 1) / n) for n in range(3, 7)]) / math.log(7 / 3)
+    assert len(counts) == 7
+    torch.testing.assert_close(counts[3:] / 1500, wanted, rtol=0.0, atol=0.05)
+    assert draw(data, shots=8, split="held-out").support.x.shape == (3, 8, 1)
     assert draw(data, split="train").query.y.shape == (3, 5, 1)
 
 

@@ -2,7 +2,8 @@
 
 The protocol is that of the attentive and the transformer neural processes (Lee et al. 2020; Nguyen
 and Grover 2022, section 4.1): x in [-2, 2], a kernel whose length scale and amplitude are drawn
-anew for each curve, noise of 0.02, and in training a random number of points to learn from.
+anew for each curve, noise of 0.02, and in training a random number of points to learn from. Unlike
+there that number is uniform on its logarithm, as small support sets are what matters here.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class GPCurves(CurveData):
     noise: float = 0.02
     """standard deviation of an observation around the function"""
     context: tuple[int, int] = (3, 47)
-    """in training each batch has a number of support points uniform between these, both included;
-    held-out tasks have as many as shots says"""
+    """in training each batch has a number of support points between these, both included, n with a
+    probability in proportion to log((n + 1) / n); held-out tasks have as many as shots says"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for options that make no curves."""
@@ -89,7 +90,9 @@ class GPCurves(CurveData):
         low, high = self.context
         shots = protocol.shots
         if split == "train":
-            shots = int(torch.randint(low, high + 1, (), generator=generator))
+            # Uniform on the logarithm: a uniform number is seldom small, where most is unknown.
+            share = float(torch.rand((), generator=generator))
+            shots = min(int(low * ((high + 1) / low) ** share), high)
         ranges = {"length": self.length, "amplitude": self.amplitude}
         if self.kernel == "periodic":
             ranges["period"] = self.period
