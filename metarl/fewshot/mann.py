@@ -16,7 +16,7 @@ here the points that are asked for are others, which come without a label. They 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ from metarl.fewshot.networks import NetworkConfig
 
 EMPTY = 1e-6
 """what an empty memory holds: a cosine with zero has no direction"""
+STRENGTH = 5.0
+"""about what β starts from, so that a row like the key stands out from the start"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class MemoryNetwork(nn.Module):
         hidden, cell = self.controller(read, (memory.hidden, memory.cell))
         emitted = self.interface(hidden).unflatten(-1, (self.config.heads, -1))
         keys, strength, gate = emitted.split([self.config.row_size, 1, 1], -1)
-        strength = 1.0 + F.softplus(strength.squeeze(-1) + 5.0)
+        strength = 1.0 + F.softplus(strength.squeeze(-1) + STRENGTH)
         return hidden, cell, keys.tanh(), strength, gate.squeeze(-1).sigmoid()
 
     def store(self, inputs: Tensor, memory: Memory) -> Memory:
@@ -149,14 +151,8 @@ class MemoryNetwork(nn.Module):
         def each(of_task: Tensor) -> Tensor:
             return of_task.repeat_interleave(queries, 0)
 
-        state = Memory(
-            memory.rows,
-            memory.usage,
-            memory.read,
-            each(memory.found),
-            each(memory.hidden),
-            each(memory.cell),
-        )
+        found, hidden, cell = map(each, (memory.found, memory.hidden, memory.cell))
+        state = replace(memory, found=found, hidden=hidden, cell=cell)
         hidden, _, keys, strength, _ = self.control(inputs.flatten(0, 1), state)
         keys = keys.view(tasks, -1, self.config.row_size)
         read = address(keys, strength.view(tasks, -1), memory.rows)
