@@ -40,9 +40,9 @@ class LEOConfig(LearnerConfig):
     """numbers of a code"""
     hidden: int = 64
     """numbers that the encoder makes of the features of a point"""
-    latent_rate: float = 1.0
+    latent_rate: float = 0.1
     """step size of the codes, where it starts"""
-    fine_tune_rate: float = 0.01
+    fine_tune_rate: float = 0.001
     """step size of the weights, where it starts"""
     latent_steps: int = 5
     """gradient steps of the codes"""
