@@ -34,8 +34,13 @@ FIT = "#0072B2"
 POSTERIOR = "#009E73"
 GRID = 200
 """points at which curves are drawn"""
-FITS = (("#E69F00", ":"), ("#CC79A7", "--"), ("#56B4E9", "-."))
-"""of the fits after fewer steps than the last"""
+FITS: tuple[tuple[str, Any], ...] = (
+    ("#E69F00", ":"),
+    ("#CC79A7", "--"),
+    ("#56B4E9", "-."),
+    ("#8C564B", (0, (3, 1, 1, 1, 1, 1))),
+)
+"""of the fits after fewer steps than the last; those after still more are not drawn"""
 CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#5D3A9B", "#8C564B")
 """of classes, which have letters too; they come again after the last"""
 WIDEST = 20
@@ -70,7 +75,7 @@ def fits_figure(
     with matplotlib.rc_context(STYLE):
         rows = -(-tasks // 2)
         columns = min(tasks, 2)
-        size = (4.9 * columns, 2.5 * rows + 0.5)
+        size = (max(5.8, 4.9 * columns), 2.5 * rows + 0.5)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for task, ax in enumerate(axes[:tasks]):
@@ -79,8 +84,16 @@ def fits_figure(
             ax.set_axis_off()
         axes[0].set_ylim(*_span(fits))
         axes[0].xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        for ax in axes[tasks - columns : tasks]:
+            ax.tick_params(labelbottom=True)
+        handles = _fit_handles(fits)
+        most = 3 if columns == 1 else 6 + (fits.posterior is None)
+        lines = -(-len(handles) // most)
         figure.legend(
-            handles=_fit_handles(fits), loc="outside upper left", ncols=3 * columns, fontsize=9
+            handles=handles,
+            loc="outside upper left",
+            ncols=-(-len(handles) // lines),
+            fontsize=9,
         )
     return figure
 

@@ -314,6 +314,22 @@ def test_the_exact_posterior_and_the_query_points_stand_in_for_a_truth_that_is_n
     assert high.get_ydata() - low.get_ydata() == pytest.approx(spread, abs=1e-4)
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("data", [Sinusoids(), GPCurves()], ids=["sinusoid", "gp"])
+def test_the_legend_of_many_fits_stays_inside_the_figure(data, tasks):
+    class Patient(Fake):
+        steps_shown = (0, 1, 5, 10, 20, 50)
+
+    protocol = Protocol(shots=3, queries=4)
+    learner = Patient(LearnerConfig(), data.spec(protocol))
+    figure = fits_figure(learner, data, protocol, tasks=tasks)
+    assert "after 50 steps" in legend(figure)
+    figure.draw_without_rendering()
+    box, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+
+
 def test_a_learner_without_steps_has_one_fit():
     class Once(Fake):
         steps_shown = (1,)
