@@ -355,7 +355,7 @@ def test_the_same_seed_draws_the_same_and_leaves_the_learner_as_it_was():
     data, protocol = Sinusoids(), Protocol(shots=3, queries=4)
     learner = Fake(LearnerConfig(), data.spec(protocol))
     before = learner.generator.get_state()
-    one, same, other = (fits_figure(learner, data, protocol, seed=s) for s in (1, 1, 2))
+    one, same, other = (fits_figure(learner, data, protocol, s, tasks=1) for s in (1, 1, 2))
     assert torch.equal(before, learner.generator.get_state())
     assert render(one) == render(same) != render(other)
 
@@ -405,6 +405,4 @@ def test_many_classes_are_laid_out_one_task_below_the_other():
     width, height = figure.get_size_inches()
     assert width < 13.0
     assert height < 15.0
-    figure.draw_without_rendering()
-    left, right = (ax.get_position() for ax in figure.axes)
-    assert left.y0 > right.y1 - 1e-6
+    assert [ax.get_subplotspec().rowspan.start for ax in figure.axes] == [0, 1]
