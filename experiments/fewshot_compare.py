@@ -17,7 +17,7 @@ from metarl.errors import UsageError
 from metarl.experiments.commands.fewshot import pair_defaults, run_defaults
 from metarl.experiments.fewshot import PREFIX
 from metarl.experiments.fewshot_figures import Row, comparison_figure
-from metarl.experiments.fewshot_runs import Trained, judge_run, train_run
+from metarl.experiments.fewshot_runs import Trained, build, judge_run, train_run
 from metarl.experiments.figures import save
 from metarl.experiments.loading import check_device, use_threads
 from metarl.experiments.printing import write_file
@@ -135,6 +135,8 @@ def compare(
         for method in methods
     ]
     protocol = _same_protocol([pair for row in pairs for pair in row])
+    for row in pairs:  # before anything is trained
+        build(row[0].method, row[0].options, device)
     rows, oracle = [], {}
     for method, row in zip(methods, pairs, strict=True):
         trained = [_train(pair, dataset, device) for pair in row]

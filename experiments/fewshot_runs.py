@@ -69,6 +69,20 @@ def run_config(method: str, dataset: str, options: Any) -> RunConfig:
     return RunConfig(PREFIX + method, plain["learner"], dataset, plain["data"], plain["training"])
 
 
+def build(method: str, options: Any, device: torch.device | str) -> Learner:
+    """The learner of the parsed `options` of a pair, as it is before training.
+
+    Raises:
+        UsageError: the method does not do such tasks, or the data do not have them.
+    """
+    training: FewShotTraining = options.training
+    spec = options.data.spec(training.protocol)
+    kind = METHODS[method].learner_class()
+    learner: Learner = kind(options.learner, spec, seed=training.seed, device=device)
+    check_fits(learner, options.data, training)
+    return learner
+
+
 def train_run(
     method: str, dataset: str, options: Any, path: Path, resume: bool, device: torch.device
 ) -> Trained:
@@ -79,10 +93,7 @@ def train_run(
     """
     training: FewShotTraining = options.training
     # First of all: a method that refuses the tasks leaves no run folder behind.
-    spec = options.data.spec(training.protocol)
-    kind = METHODS[method].learner_class()
-    learner: Learner = kind(options.learner, spec, seed=training.seed, device=device)
-    check_fits(learner, options.data, training)
+    learner = build(method, options, device)
     config = run_config(method, dataset, options)
     if resume and (path / "config.yaml").is_file():
         folder = RunFolder.open(path)
