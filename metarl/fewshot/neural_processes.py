@@ -50,7 +50,6 @@ class CNPConfig(LearnerConfig):
     network: NetworkConfig = field(
         default_factory=lambda: NetworkConfig(layers=(128, 128, 128), norm="running")
     )
-    learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
     min_std: float = 0.1
     """smallest standard deviation that is predicted; in (0, 1)"""
