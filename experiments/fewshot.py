@@ -125,12 +125,13 @@ _GRADIENT_CURVES: Options = {"learning_rate": 3e-3}
 _GRADIENT_IMAGES: Options = {"inner_rate": 0.4, "test_steps": 5}
 
 _LEARNER: dict[tuple[str, str], Options] = {
-    **{(m, "curves"): _GRADIENT_CURVES for m in ("maml", "fomaml", "meta-sgd", "maml++", "anil")},
+    **{(m, "curves"): _GRADIENT_CURVES for m in ("maml", "fomaml", "meta-sgd", "maml++")},
     **{(m, "images"): _GRADIENT_IMAGES for m in ("maml", "fomaml", "anil")},
     **{(m, "images"): _METRIC for m in ("siamese", "prototypical", "matching")},
     ("meta-sgd", "images"): {"inner_rate": 0.4},
     ("imaml", "images"): {"inner_rate": 0.1, "strength": 0.5},
-    ("cavia", "images"): {"context": 100, "test_steps": 5},
+    ("anil", "curves"): {**_GRADIENT_CURVES, "inner_rate": 0.03, "inner_steps": 5},
+    ("cavia", "images"): {"context": 100, "inner_rate": 10.0, "test_steps": 5},
     ("reptile", "curves"): {"meta_batch": 5, "learning_rate": 1.0},
     ("reptile", "images"): {"meta_batch": 5, "learning_rate": 1.0},
     ("relation", "images"): {"meta_batch": 2},
