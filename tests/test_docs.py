@@ -15,6 +15,7 @@ from metarl.agents.rl2 import RL2, RL2Config
 from metarl.envs.registry import FAMILIES
 from metarl.experiments.agents import AGENTS
 from metarl.experiments.cli import VERBS, main
+from metarl.experiments.fewshot import DATASETS, METHODS
 from metarl.experiments.loading import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,9 +164,12 @@ def commands() -> list[str]:
 def test_the_command_lines_of_the_readme_are_understood(line, capsys):
     _, verb, *words = line.split()
     options = [word for word in words if word.startswith("--")]
-    # What decides which options there are comes first: the agent, the family.
-    chosen = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
-    assert main([verb, *(chosen if verb in {"train", "bench"} else []), "--help"]) == 0
+    # What decides which options there are comes first: the agent and family, or what to compare.
+    comparing = words[:1] if words[:1] == ["--compare"] else []
+    rest = words[len(comparing) :]
+    chosen = comparing + list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+    options = [word for word in options if word not in comparing]
+    assert main([verb, *(chosen if verb in {"train", "bench", "fewshot"} else []), "--help"]) == 0
     shown = capsys.readouterr().out
     assert [option for option in options if option not in shown] == []
 
@@ -178,6 +182,12 @@ def test_the_readme_shows_every_command():
 def test_the_tables_of_the_readme_name_every_agent_and_family(name):
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line[:2] == "| "]
     assert any(f"`{name}`" in row.split("|")[1] for row in rows)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *DATASETS])
+def test_the_readme_names_every_few_shot_method_and_data_set(name):
+    _, _, section = (ROOT / "README.md").read_text().partition("## The supervised few-shot core")
+    assert f"`{name}`" in section.partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
