@@ -1,6 +1,7 @@
 """The trainer of few-shot learners, and how they are judged."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from metarl.checkpoint import list_checkpoints, load_checkpoint
 from metarl.errors import TrainingError, UsageError
+from metarl.experiments.fewshot import METHODS, configured
+from metarl.fewshot.characters import Characters
 from metarl.fewshot.episodes import CurveData, Data, Episodes, Points, Protocol, TaskSpec
 from metarl.fewshot.evaluation import Interval, Scores, evaluate, summarize, tasks_at_once
 from metarl.fewshot.learner import Learner, LearnerConfig, Prediction
@@ -188,6 +191,67 @@ def test_what_was_measured_to_be_faster_is_kept(tmp_path, monkeypatch, measured)
     made, _ = go_on(tmp_path / "run", executor="auto")
     assert made.executor == measured
     assert final(tmp_path / "run") == final(tmp_path / "whole")
+
+
+SMALL_OPTIONS = {
+    "network": {"layers": (6,), "filters": (4, 4)},
+    **{"meta_batch": 2, "learning_rate": 0.01, "final_learning_rate": 0.001},
+    **{"executor": "vectorised", "inner_steps": 2, "test_steps": 2, "hidden": 4, "latent": 4},
+    **{"heads": 2, "rows": 8, "controller": 6, "relation_filters": (4, 4), "batch": 6},
+    **{"embedding": 8, "filters": 8, "dense_layers": 2},
+}
+"""of every method that has them"""
+
+
+def small(method):
+    """A learner of characters, and how to train it."""
+    entry = METHODS[method]
+    kind = entry.config_class()
+    names = {field.name for field in dataclasses.fields(kind)}
+    config = configured(kind, {k: v for k, v in SMALL_OPTIONS.items() if k in names})
+    data = Characters(train_classes=6, held_out_classes=6, drawers=6, size=8)
+    training = FewShotTraining(
+        iterations=6, seed=3, ways=3, shots=2, queries=3, log_every=1, checkpoint_every=2
+    )
+
+    def build(seed):
+        return entry.learner_class()(config, data.spec(training.protocol), seed=seed)
+
+    return build, data, training
+
+
+def kill_in_iteration(made, number):
+    """Let the learner die as its iteration `number` begins."""
+    step, count = made.train_step, itertools.count(1)
+
+    def counted(*args):
+        if next(count) == number:
+            raise Killed
+        return step(*args)
+
+    made.train_step = counted
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_on_to_the_same_bits(tmp_path, method):
+    build, data, training = small(method)
+    whole, killed = (
+        RunFolder.create(tmp_path / name, RunConfig("a", {}, "b", {}, vars(training)))
+        for name in ("whole", "killed")
+    )
+    uninterrupted, dying, resumed = build(3), build(3), build(99)
+    train_learner(uninterrupted, data, whole, training)
+    kill_in_iteration(dying, 6)
+    with pytest.raises(Killed):
+        train_learner(dying, data, killed, training)
+    assert train_learner(resumed, data, killed, training, resume=True).counters.steps == 6
+    one, other = (load_checkpoint(run.checkpoints).states for run in (whole, killed))
+    assert flat(one) == flat(other)
+    assert whole.metrics.read_bytes() == killed.metrics.read_bytes()
+    one, other = (
+        evaluate(made, data, training.protocol, 3, 0) for made in (uninterrupted, resumed)
+    )
+    assert one == other
 
 
 def test_divergence_stops_training_with_the_last_checkpoint_intact(uninterrupted, tmp_path):
