@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fewshot_oracles import assert_same, classification, plain_twin, regression, shaken, task_loss
 
 from metarl.conjugate_gradient import conjugate_gradient
@@ -177,7 +178,7 @@ def imaml(case, **options):
 @pytest.fixture
 def smooth(monkeypatch):
     """Soft ReLUs: plain steps never settle where a minimum lies on a kink."""
-    monkeypatch.setattr(torch.Tensor, "relu", lambda x: torch.nn.functional.softplus(x))
+    monkeypatch.setattr(torch.Tensor, "relu", lambda x: F.softplus(x))
 
 
 def test_imaml_of_a_quadratic_is_exact():
@@ -226,6 +227,21 @@ def test_imaml_does_not_care_how_the_inner_problem_was_solved(smooth):
     learner.backward(episodes, 0.0)  # two steps are not there yet
     with pytest.raises(AssertionError):
         assert_same([p.grad for p in learner.network.parameters()], other, 1e-3)
+
+
+def test_an_implicit_gradient_does_not_outweigh_the_others(monkeypatch):
+    learner, episodes = imaml("vectors", inner_steps=4, strength=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    long = 1e3 * torch.randn(len(episodes), 65, dtype=torch.float64, generator=generator)
+    monkeypatch.setattr("metarl.fewshot.imaml.conjugate_gradient", lambda product, b, k: long)
+    solved = learner.solve(episodes.support, 4)
+    found, _ = learner.implicit_gradient(solved, episodes)
+    flat = torch.cat([g.flatten(1) for g in found.values()], 1)
+    params = {n: p.detach().requires_grad_() for n, p in solved.items()}
+    query = learner.task_loss(params, episodes.query).sum()
+    slope = torch.cat([g.flatten(1) for g in torch.autograd.grad(query, params.values())], 1)
+    torch.testing.assert_close(flat.norm(dim=1), 3.0 * slope.norm(dim=1))
+    torch.testing.assert_close(F.normalize(flat), F.normalize(long))
 
 
 def test_imaml_adapts_by_momentum_near_its_start():

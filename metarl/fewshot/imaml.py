@@ -24,6 +24,13 @@ from metarl.fewshot.networks import Network
 from metarl.inner_loop import Momentum, Proximal, adapt, gradient, own_copies
 from metarl.layers import Params
 
+LONGEST = 3.0
+"""Length of an implicit gradient, relative to ∇L(φ; query), beyond which it is cut.
+
+Where H is positive it is at most 1. Far from a minimum H may nearly undo the pull to the start, and
+one such task would outweigh all others.
+"""
+
 
 @dataclass(frozen=True)
 class IMAMLConfig(LearnerConfig):
@@ -33,8 +40,8 @@ class IMAMLConfig(LearnerConfig):
     """λ, of the pull to the start; the larger, the sooner both problems are solved"""
     inner_rate: float = 0.01
     """step size of the inner loop"""
-    momentum: float = 0.9
-    """of the inner loop; 0 for plain gradient descent"""
+    momentum: float = 0.0
+    """of the inner loop; with more of it few steps end further from where they should"""
     inner_steps: int = 16
     """steps of the inner loop in training"""
     test_steps: int = 16
@@ -107,7 +114,10 @@ class IMAML(Learner):
             )
             return v + _flat(hessian) / self.config.strength
 
-        flat = conjugate_gradient(product, _flat(grads), self.config.solver_iterations)
+        explicit = _flat(grads)
+        flat = conjugate_gradient(product, explicit, self.config.solver_iterations)
+        longest = LONGEST * explicit.norm(dim=-1, keepdim=True)
+        flat = flat * (longest / flat.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
         parts = flat.split([p[0].numel() for p in params.values()], -1)
         named = zip(params.items(), parts, strict=True)
         return {name: part.view_as(p) for (name, p), part in named}, query.detach()
