@@ -36,8 +36,9 @@ class ScratchConfig(LearnerConfig):
     """step size on the support set"""
     test_steps: int = 50
     """gradient steps on the support set"""
-    adapts: Literal["head", "all"] = "all"
-    """what the steps on the support set change"""
+    adapts: Literal["auto", "head", "all"] = "auto"
+    """what the steps on the support set change; auto is what did better: everything where values
+    are predicted or nothing was learned before, and else the head"""
     cosine: bool = False
     """classify by cosines instead of a linear head"""
 
@@ -52,6 +53,10 @@ class FineTuneConfig(ScratchConfig):
     """How the network is trained before, too."""
 
     network: NetworkConfig = field(default_factory=embedding_network)
+    inner_rate: float = 0.003
+    """step size on the support set"""
+    test_steps: int = 200
+    """gradient steps on the support set"""
     batch: int = 128
     """images of an iteration, for classification; regression takes `meta_batch` tasks"""
 
@@ -95,16 +100,22 @@ class Scratch(Learner):
         last = self.config.test_steps
         return (*(k for k in (0, 1, 5, 10, 20, 50, 100) if k < last), last)
 
+    @property
+    def adapts_all(self) -> bool:
+        """Whether all parameters adapt, or only the head."""
+        return self.config.adapts != "head"
+
     def rule(self) -> Rule:
         """What a gradient does to the parameters."""
         rate = self.config.inner_rate
         return Adam(rate) if self.config.optimizer == "adam" else SGD(rate)
 
+    @torch.no_grad()
     def adapt(self, support: Points, steps: int | None = None) -> Predictor:
         """Take `steps` gradient steps, `test_steps` by default, from the weights at hand."""
         count = self.config.test_steps if steps is None else steps
         network = self.network
-        whole = self.config.adapts == "all"
+        whole = self.adapts_all
         adapting: nn.Module = network if whole else network.head
 
         def inputs(x: Tensor) -> Tensor:
@@ -128,7 +139,7 @@ class Scratch(Learner):
         body, tasks, ways = self.network.body, support.tasks, support.ways
         zeros = support.x.new_zeros(tasks, ways, body.features)
         if not self.config.cosine:
-            return {"weight": zeros.requires_grad_(), "bias": zeros[..., 0].clone()}
+            return {"weight": zeros, "bias": zeros[..., 0]}
         means = class_means(body(support.x), support.y, ways) if learned else zeros
         return {"weight": means}
 
@@ -144,6 +155,13 @@ class FineTune(Scratch):
     """Trains one network on everything, and goes on from it for each task."""
 
     config: FineTuneConfig
+
+    @property
+    def adapts_all(self) -> bool:
+        """Whether all parameters adapt; for classes, good features are better left alone."""
+        if self.config.adapts == "auto":
+            return self.spec.kind == "regression"
+        return super().adapts_all
 
     def train_step(self, data: Data, protocol: Protocol, progress: float) -> dict[str, float]:
         """One step on a batch of images of all training classes, or on the points of tasks.
