@@ -129,11 +129,11 @@ _LEARNER: dict[tuple[str, str], Options] = {
     **{(m, "images"): _GRADIENT_IMAGES for m in ("maml", "fomaml", "anil")},
     **{(m, "images"): _METRIC for m in ("siamese", "prototypical", "matching")},
     ("meta-sgd", "images"): {"inner_rate": 0.4},
-    ("imaml", "images"): {"inner_rate": 0.1, "strength": 0.5},
+    ("imaml", "images"): {"inner_rate": 0.05, "strength": 0.5, "inner_steps": 8, "test_steps": 10},
     ("anil", "curves"): {**_GRADIENT_CURVES, "inner_rate": 0.03, "inner_steps": 5},
     ("cavia", "images"): {"context": 100, "inner_rate": 10.0, "test_steps": 5},
     ("reptile", "curves"): {"meta_batch": 5, "learning_rate": 1.0},
-    ("reptile", "images"): {"meta_batch": 5, "learning_rate": 1.0},
+    ("reptile", "images"): {"meta_batch": 5, "learning_rate": 1.0, "inner_rate": 3e-3},
     ("relation", "images"): {"meta_batch": 2},
     ("mann", "images"): {"meta_batch": 16, "learning_rate": 1e-3},
     ("snail", "images"): {"meta_batch": 16, "learning_rate": 1e-3},
@@ -144,8 +144,8 @@ _LEARNER: dict[tuple[str, str], Options] = {
 _TRAINING: dict[tuple[str, str], Options] = {
     **{(m, "images"): _METRIC_TRAINING for m in ("siamese", "prototypical", "matching")},
     ("relation", "images"): {"train_queries": 5},
-    # Reptile splits no episode into support and query: it learns from 15 images of each class.
-    ("reptile", "images"): {"train_shots": 5, "train_queries": 10},
+    # Reptile splits no episode into support and query: it learns from 10 images of each class.
+    ("reptile", "images"): {"train_shots": 5, "train_queries": 5},
     **{("scratch", kind): {"iterations": 1} for kind in ("curves", "images")},
 }
 """the same for the trainer"""
@@ -153,7 +153,7 @@ _ITERATIONS = {
     "maml": 1_100,
     "fomaml": 2_000,
     "reptile": 2_500,
-    "imaml": 600,
+    "imaml": 700,
     "meta-sgd": 1_200,
     "maml++": 600,
     "anil": 2_300,
