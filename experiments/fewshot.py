@@ -129,7 +129,7 @@ _LEARNER: dict[tuple[str, str], Options] = {
     **{(m, "images"): _GRADIENT_IMAGES for m in ("maml", "fomaml", "anil")},
     **{(m, "images"): _METRIC for m in ("siamese", "prototypical", "matching")},
     ("meta-sgd", "images"): {"inner_rate": 0.4},
-    ("imaml", "images"): {"inner_rate": 0.05, "strength": 0.5, "inner_steps": 8, "test_steps": 10},
+    ("imaml", "images"): {"inner_rate": 0.2, "strength": 0.5, "inner_steps": 8, "test_steps": 10},
     ("anil", "curves"): {**_GRADIENT_CURVES, "inner_rate": 0.03, "inner_steps": 5},
     ("cavia", "images"): {"context": 100, "inner_rate": 10.0, "test_steps": 5},
     ("reptile", "curves"): {"meta_batch": 5, "learning_rate": 1.0},
