@@ -125,14 +125,22 @@ _GRADIENT_CURVES: Options = {"learning_rate": 3e-3}
 _GRADIENT_IMAGES: Options = {"inner_rate": 0.4, "test_steps": 5}
 
 _LEARNER: dict[tuple[str, str], Options] = {
-    **{(m, "curves"): _GRADIENT_CURVES for m in ("maml", "fomaml", "meta-sgd", "maml++")},
+    **{(m, "curves"): _GRADIENT_CURVES for m in ("maml", "fomaml", "meta-sgd")},
     **{(m, "images"): _GRADIENT_IMAGES for m in ("maml", "fomaml", "anil")},
     **{(m, "images"): _METRIC for m in ("siamese", "prototypical", "matching")},
     ("meta-sgd", "images"): {"inner_rate": 0.4},
     ("imaml", "images"): {"inner_rate": 0.2, "strength": 0.5, "inner_steps": 8, "test_steps": 10},
     ("anil", "curves"): {**_GRADIENT_CURVES, "inner_rate": 0.03, "inner_steps": 5},
     ("cavia", "images"): {"context": 100, "inner_rate": 10.0, "test_steps": 5},
-    ("reptile", "curves"): {"meta_batch": 5, "learning_rate": 1.0},
+    # Its first steps without second derivatives, as on images, make curves diverge.
+    ("maml++", "curves"): {"inner_rate": 0.01, "first_order_until": 0.0},
+    ("reptile", "curves"): {
+        "meta_batch": 5,
+        "learning_rate": 0.5,
+        "inner_optimizer": "sgd",
+        "inner_rate": 0.02,
+        "inner_steps": 8,
+    },
     ("reptile", "images"): {"meta_batch": 5, "learning_rate": 1.0, "inner_rate": 3e-3},
     ("relation", "images"): {"meta_batch": 2},
     ("mann", "images"): {"meta_batch": 16, "learning_rate": 1e-3},
