@@ -132,7 +132,7 @@ class Prototypical(MetricLearner):
         return Prediction(self._nearness(query, centres, precision))
 
     def _precisions(self, x: Tensor) -> Tensor | None:
-        """Of each point `[B, S]`: s = 1 + softplus(w·f(x) + b) (Fort 2017, section 3.1)."""
+        """Of each point `[B, S]`: s = 1 + softplus(w·f(x) + b), the radius of Fort 2017."""
         if self.network.precision is None:
             return None
         raw: Tensor = self.network.precision(x).squeeze(-1)
@@ -141,8 +141,7 @@ class Prototypical(MetricLearner):
     def _prototypes(self, support: Points) -> tuple[Tensor, Tensor | None]:
         """Class means `[B, ways, F]`; where points have precisions, weighted by them.
 
-        The precision of a class `[B, ways]` is the sum of those of its points (Fort 2017,
-        equations 5 and 6).
+        The precision of a class `[B, ways]` is the sum of those of its points (Fort 2017).
         """
         precision = self._precisions(support.x)
         if precision is None:
@@ -159,5 +158,5 @@ class Prototypical(MetricLearner):
         distances = squared_distances(x, centres)
         if precision is None:
             return -scale * distances
-        # Fort takes the Euclidean length in the metric of the class, not its square.
+        # A length, not its square, grows only by the root of the precision.
         return -scale * (distances * precision.unsqueeze(1) + 1e-12).sqrt()
