@@ -244,9 +244,7 @@ def test_killed_in_an_iteration_the_run_goes_on_to_the_same_bits(
     assert final(tmp_path) == final(uninterrupted)
 
 
-@pytest.mark.parametrize(
-    ("module", "name"), [(trainer, "save_checkpoint"), (training, "evaluate")]
-)
+@pytest.mark.parametrize(("module", "name"), [(trainer, "save_checkpoint"), (training, "evaluate")])
 @pytest.mark.parametrize("at", [1, 2])
 def test_killed_before_saving_or_in_an_evaluation_likewise(
     uninterrupted, tmp_path, monkeypatch, module, name, at
