@@ -158,7 +158,7 @@ _TRAINING: dict[tuple[str, str], Options] = {
 }
 """the same for the trainer"""
 _ITERATIONS = {
-    "maml": 1_100,
+    "maml": 3_000,
     "fomaml": 2_000,
     "reptile": 2_500,
     "imaml": 700,
@@ -181,7 +181,7 @@ _ITERATIONS = {
     "anp": 2_000,
     "fine-tune": 1_800,
 }
-"""on the built-in characters: 40 to 60 seconds of one core, 120 for the slower methods"""
+"""on the built-in characters: 40 to 60 seconds of one core, 120 for MAML and the slower methods"""
 
 
 def preset(method: str, dataset: str) -> dict[str, Options]:
