@@ -145,6 +145,9 @@ _LEARNER: dict[tuple[str, str], Options] = {
     ("relation", "images"): {"meta_batch": 2},
     ("mann", "images"): {"meta_batch": 16, "learning_rate": 1e-3},
     ("snail", "images"): {"meta_batch": 16, "learning_rate": 1e-3},
+    ("prototypical", "curves"): {"distance": "cosine"},
+    ("matching", "curves"): {"full_context": True},
+    ("scratch", "curves"): {"inner_rate": 0.03, "test_steps": 500},
     ("lstm-learner", "curves"): {"meta_batch": 10, "learning_rate": 5e-3, "inner_rate": 0.05},
     ("lstm-learner", "images"): {"meta_batch": 4, "learning_rate": 3e-3, "inner_rate": 0.1},
 }
