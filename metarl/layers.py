@@ -64,8 +64,6 @@ class Conv2d(nn.Module):
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         how = self.stride, self.padding
-        if len(weight) == 1 and per_task(weight, 4):
-            weight, bias = weight[0], bias.view(-1)  # one task needs no groups
         if not per_task(weight, 4):
             own = per_task(bias, 1)
             rows = F.conv2d(x.flatten(0, 1), weight, None if own else bias, *how)
@@ -103,8 +101,14 @@ class BatchNorm(_Affine):
         rows = x.transpose(0, 1).flatten(1, 2)
         if rows.shape[0] * rows[0, 0].numel() == 1:
             raise ValueError("batch norm needs more than one input for each task")
-        y = F.batch_norm(rows, None, None, training=True)
-        return self.affine(y.unflatten(1, (tasks, features)).transpose(0, 1))
+        # Scale and shift within the norm: apart they would be two more passes over the features,
+        # and several more in the second derivative.
+        weight, bias = (
+            p.flatten() if per_task(p, 1) else p.repeat(tasks) for p in (self.weight, self.bias)
+        )
+        flat = F.batch_norm(rows, None, None, weight, bias, training=True)
+        y: Tensor = flat.unflatten(1, (tasks, features))
+        return y.transpose(0, 1)
 
 
 class RunningBatchNorm(_Affine):
