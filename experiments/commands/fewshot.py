@@ -30,18 +30,12 @@ DATASET is one of
 metarl fewshot METHOD DATASET --help and metarl fewshot --compare --help list the options."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """Where to train, and how to judge."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How to measure, whatever is trained."""
 
-    run_dir: str = ""
-    """folder of the run; {seed} stands for the seed"""
-    resume: bool = False
-    """go on from the last good checkpoint in --run-dir, with the options of that run"""
     tasks: int = 1000
-    """held-out tasks that it is judged by at the end"""
-    figures: bool = True
-    """draw what it does on held-out tasks"""
+    """held-out tasks that each learner is judged by"""
     device: str = "cpu"
     """cpu, cuda or cuda:N"""
     threads: int = 1
@@ -56,8 +50,20 @@ class RunOptions:
                 raise UsageError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
-@dataclasses.dataclass(frozen=True)
-class CompareOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(Judging):
+    """Where to train, and how to judge."""
+
+    run_dir: str = ""
+    """folder of the run; {seed} stands for the seed"""
+    resume: bool = False
+    """go on from the last good checkpoint in --run-dir, with the options of that run"""
+    figures: bool = True
+    """draw what it does on held-out tasks"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions(Judging):
     """Train every method with every seed, unless its run folder says that this is done."""
 
     run_dir: str = "runs"
@@ -72,20 +78,10 @@ class CompareOptions:
     """support points of each class, or of a regression task; 0 takes the preset"""
     queries: int = 0
     """query points of each class, or of a regression task; 0 takes the preset"""
-    tasks: int = 1000
-    """held-out tasks that each is judged by"""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N"""
-    threads: int = 1
-    """threads of torch"""
-    json: bool = False
-    """print one JSON object as the last line"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for counts that measure nothing."""
-        for name in ("tasks", "threads"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UsageError("--seeds must be one or more numbers, all different")
 

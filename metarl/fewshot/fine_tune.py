@@ -19,7 +19,14 @@ from torch.func import functional_call
 
 from metarl.errors import UsageError, require_positive
 from metarl.fewshot.episodes import Data, Episodes, ImageData, Points, Protocol
-from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
+from metarl.fewshot.learner import (
+    Learner,
+    LearnerConfig,
+    Prediction,
+    Predictor,
+    losses,
+    steps_up_to,
+)
 from metarl.fewshot.networks import Network, NetworkConfig
 from metarl.fewshot.prototypical import class_means, cosines, embedding_network
 from metarl.inner_loop import SGD, Adam, Rule, adapt, own_copies
@@ -97,8 +104,7 @@ class Scratch(Learner):
     @property
     def steps_shown(self) -> tuple[int, ...]:
         """0, 1, 5, 10, ... up to the number of steps in use."""
-        last = self.config.test_steps
-        return (*(k for k in (0, 1, 5, 10, 20, 50, 100) if k < last), last)
+        return steps_up_to(self.config.test_steps, (0, 1, 5, 10, 20, 50, 100))
 
     @property
     def adapts_all(self) -> bool:

@@ -18,7 +18,14 @@ from torch.func import functional_call
 from metarl.conjugate_gradient import conjugate_gradient
 from metarl.errors import require_between, require_positive
 from metarl.fewshot.episodes import Episodes, Points
-from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
+from metarl.fewshot.learner import (
+    Learner,
+    LearnerConfig,
+    Prediction,
+    Predictor,
+    losses,
+    steps_up_to,
+)
 from metarl.fewshot.maml import require_separate_tasks
 from metarl.fewshot.networks import Network
 from metarl.inner_loop import Momentum, Proximal, adapt, gradient, own_copies
@@ -71,8 +78,7 @@ class IMAML(Learner):
     @property
     def steps_shown(self) -> tuple[int, ...]:
         """0, 1, 5, 10, ... up to the number of steps in use."""
-        last = self.config.test_steps
-        return (*(k for k in (0, 1, 5, 10) if k < last), last)
+        return steps_up_to(self.config.test_steps)
 
     def task_loss(self, params: Params, points: Points) -> Tensor:
         """The loss of each task with its own parameters, `[B]`."""

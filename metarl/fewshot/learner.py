@@ -7,7 +7,7 @@ the loss of its predictions for the query points. Everything else is here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,6 +53,11 @@ class LearnerConfig:
         """Raise `UsageError` for values that cannot train."""
         require_positive(self, ("meta_batch", "learning_rate", "max_grad_norm"), "learner")
         require_between(self, ("final_learning_rate",), "learner", 0.0)
+
+
+def steps_up_to(last: int, marks: Sequence[int] = (0, 1, 5, 10)) -> tuple[int, ...]:
+    """The numbers of steps after which a learner is judged that takes `last` of them."""
+    return (*(k for k in marks if k < last), last)
 
 
 def losses(prediction: Prediction, y: Tensor) -> Tensor:

@@ -18,7 +18,14 @@ from torch.func import functional_call
 from metarl.errors import UsageError, require_positive
 from metarl.fewshot.compiled import CompiledGradient
 from metarl.fewshot.episodes import Episodes, Points, TaskSpec
-from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
+from metarl.fewshot.learner import (
+    Learner,
+    LearnerConfig,
+    Prediction,
+    Predictor,
+    losses,
+    steps_up_to,
+)
 from metarl.fewshot.networks import Network, NetworkConfig
 from metarl.inner_loop import SGD, Executor, Rule, faster_executor, own_copies, trajectory
 from metarl.layers import Params
@@ -90,8 +97,7 @@ class MAML(Learner):
     @property
     def steps_shown(self) -> tuple[int, ...]:
         """0, 1, 5, 10, ... up to the number of steps in use."""
-        last = self.config.test_steps
-        return (*(k for k in (0, 1, 5, 10) if k < last), last)
+        return steps_up_to(self.config.test_steps)
 
     def start(self) -> Mapping[str, Tensor]:
         """The parameters that adapt, as they are before."""

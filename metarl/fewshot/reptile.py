@@ -17,7 +17,14 @@ from torch.func import functional_call
 
 from metarl.errors import require_positive
 from metarl.fewshot.episodes import Episodes, Points, TaskSpec
-from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
+from metarl.fewshot.learner import (
+    Learner,
+    LearnerConfig,
+    Prediction,
+    Predictor,
+    losses,
+    steps_up_to,
+)
 from metarl.fewshot.maml import require_separate_tasks
 from metarl.fewshot.networks import Network
 from metarl.inner_loop import SGD, Adam, Rule, adapt, own_copies
@@ -81,8 +88,7 @@ class Reptile(Learner):
     @property
     def steps_shown(self) -> tuple[int, ...]:
         """0, 1, 5, 10, ... up to the number of steps in use."""
-        last = self.config.test_steps
-        return (*(k for k in (0, 1, 5, 10) if k < last), last)
+        return steps_up_to(self.config.test_steps)
 
     def rule(self) -> Rule:
         """The optimiser of the inner loop, without a memory of earlier tasks."""
