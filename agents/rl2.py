@@ -23,6 +23,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from metarl.distributions import Distribution
 from metarl.errors import TrainingError, require_between, require_positive, require_widths
 from metarl.losses import approximate_kl, clipped_surrogate, huber, masked_mean, masked_standardize
 from metarl.networks import RunningNorm, action_dim, action_head, mlp, orthogonal
@@ -122,9 +123,9 @@ class RecurrentActorCritic(nn.Module):
         states, last = self.gru(self.embed(x), hidden.unsqueeze(0))
         return states, last.squeeze(0)
 
-    def distribution(self, obs: Tensor, hidden: Tensor) -> Tensor:
-        """Parameters of the action distribution for normalised `obs` `[..., O]`."""
-        return cast(Tensor, self.head(self.policy(torch.cat([obs, hidden], -1))))
+    def distribution(self, obs: Tensor, hidden: Tensor) -> Distribution:
+        """The distribution of actions for normalised `obs` `[..., O]`."""
+        return cast(Distribution, self.head(self.policy(torch.cat([obs, hidden], -1))))
 
     def value(self, obs: Tensor, hidden: Tensor, privileged: Tensor) -> Tensor:
         """V `[...]` of normalised `obs`, the hidden state, and what only the critic knows."""
@@ -163,9 +164,8 @@ class RL2Policy:
                 self.feedback.zero_()
             x = torch.cat([obs, self.feedback], -1).unsqueeze(0)
             self.hidden = network.remember(x, self.hidden)[1]
-        head, params = network.head, network.distribution(obs, self.hidden)
-        best = self.deterministic
-        self.action = head.mode(params) if best else head.sample(params, self.generator)
+        chances = network.distribution(obs, self.hidden)
+        self.action = chances.mode() if self.deterministic else chances.sample(self.generator)
         return self.action
 
     def observe(self, step: Step) -> None:
@@ -214,13 +214,13 @@ def loss(
 ) -> dict[str, Tensor]:
     """PPO's losses on chunks `[L, C]`, with gradients through the memory."""
     hidden, _ = network.remember(batch.x, batch.hidden[0])
-    params = network.distribution(batch.obs, hidden)
-    log_prob = network.head.log_prob(params, batch.action)
+    chances = network.distribution(batch.obs, hidden)
+    log_prob = chances.log_prob(batch.action)
     value = network.value(batch.obs, hidden, batch.privileged)
     w = batch.weight
     policy = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, w, config.clip)
     critic = huber(value - batch.target, w)
-    entropy = masked_mean(network.head.entropy(params), w)
+    entropy = masked_mean(chances.entropy(), w)
     total = policy + config.value_weight * critic - entropy_weight * entropy
     with torch.no_grad():
         kl = approximate_kl(log_prob, batch.log_prob, w)
@@ -274,7 +274,7 @@ class RL2:
         clock = flat["elapsed"] / self.spec.horizon, flat["episode"] / self.spec.episodes
         task = network.task_norm(features).repeat_interleave(rollout.obs.shape[2], 0)
         privileged = torch.cat([task.expand(len(obs), -1, -1), torch.stack(clock, -1)], -1)
-        params = network.distribution(obs, hidden)
+        chances = network.distribution(obs, hidden)
         value = network.value(obs, hidden, privileged)
         # Rewards are divided by the spread of the discounted return, so that one learning rate
         # and one Huber threshold serve every family; the memory sees them as they are.
@@ -289,7 +289,7 @@ class RL2:
             privileged=privileged,
             action=action,
             hidden=torch.cat([start.unsqueeze(0), hidden[:-1]]),
-            log_prob=network.head.log_prob(params, action),
+            log_prob=chances.log_prob(action),
             advantage=masked_standardize(advantage, valid.float()),
             target=value + advantage,
             weight=valid.float(),

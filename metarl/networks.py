@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarl.distributions import Categorical, Gaussian
+
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
     """Linear layers `sizes[0] -> ... -> sizes[-1]`, an activation after every one of them."""
@@ -72,28 +74,9 @@ class GaussianHead(nn.Module):
         self.mean = orthogonal(nn.Linear(features, actions), 0.01)
         self.log_std = nn.Parameter(torch.full((actions,), log_std))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """The parameters of the distribution: its mean `[..., A]`."""
-        mean: Tensor = self.mean(features)
-        return mean
-
-    def sample(self, mean: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw actions `[..., A]`."""
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return mean + self.log_std.exp() * noise
-
-    def mode(self, mean: Tensor) -> Tensor:
-        """The most likely actions `[..., A]`."""
-        return mean
-
-    def log_prob(self, mean: Tensor, action: Tensor) -> Tensor:
-        """Log density, summed over action dimensions: `[...]`."""
-        z = (action - mean) * (-self.log_std).exp()
-        return -(0.5 * z.square() + self.log_std + 0.5 * math.log(2.0 * math.pi)).sum(-1)
-
-    def entropy(self, mean: Tensor) -> Tensor:
-        """Differential entropy `[...]` in nats."""
-        return (self.log_std + 0.5 + 0.5 * math.log(2.0 * math.pi)).sum().expand(mean.shape[:-1])
+    def forward(self, features: Tensor) -> Gaussian:
+        """The distribution of actions."""
+        return Gaussian(self.mean(features), self.log_std)
 
     def encode(self, action: Tensor) -> Tensor:
         """Actions as network inputs, `[..., A]`."""
@@ -109,26 +92,9 @@ class CategoricalHead(nn.Module):
         self.actions = actions
         self.logits = orthogonal(nn.Linear(features, actions), 0.01)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """The parameters of the distribution: log probabilities `[..., actions]`."""
-        return F.log_softmax(self.logits(features), dim=-1)
-
-    def sample(self, log_probs: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw actions, int64 `[...]`, by the Gumbel trick (one draw a logit, no normalising)."""
-        noise = torch.empty_like(log_probs).exponential_(generator=generator)
-        return (log_probs - noise.log()).argmax(-1)
-
-    def mode(self, log_probs: Tensor) -> Tensor:
-        """The most likely actions, int64 `[...]`."""
-        return log_probs.argmax(-1)
-
-    def log_prob(self, log_probs: Tensor, action: Tensor) -> Tensor:
-        """Log probability of `action` `[...]`."""
-        return log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
-
-    def entropy(self, log_probs: Tensor) -> Tensor:
-        """Entropy `[...]` in nats."""
-        return -(log_probs.exp() * log_probs).sum(-1)
+    def forward(self, features: Tensor) -> Categorical:
+        """The distribution of actions."""
+        return Categorical(self.logits(features))
 
     def encode(self, action: Tensor) -> Tensor:
         """Actions as network inputs: one-hot `[..., actions]`."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.distributions import Categorical, Independent, Normal
+from torch.distributions import Independent, Normal, kl_divergence
 
+from metarl.distributions import Categorical, Gaussian
 from metarl.networks import (
     CategoricalHead,
     EnsembleMLP,
@@ -27,32 +28,36 @@ def test_running_norm_equals_the_statistics_of_all_rows() -> None:
     torch.testing.assert_close(norm(rows), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_gaussian_head_equals_torch() -> None:
+def test_gaussian_equals_torch() -> None:
     head = GaussianHead(4, 2, log_std=-0.5)
-    mean, action = head(torch.randn(5, 4)), torch.randn(5, 2)
-    reference = Independent(Normal(mean, head.log_std.exp()), 1)
-    torch.testing.assert_close(head.log_prob(mean, action), reference.log_prob(action))
-    torch.testing.assert_close(head.entropy(mean), reference.entropy())
+    ours, action = head(torch.randn(5, 4)), torch.randn(5, 2)
+    assert torch.equal(ours.mode(), ours.mean)
+    other = Gaussian(torch.randn(5, 2), torch.randn(2))
+    theirs = [Independent(Normal(p.mean, p.log_std.exp()), 1) for p in (ours, other)]
+    torch.testing.assert_close(ours.log_prob(action), theirs[0].log_prob(action))
+    torch.testing.assert_close(ours.entropy(), theirs[0].entropy())
+    torch.testing.assert_close(ours.kl(other), kl_divergence(*theirs))
 
 
-def test_categorical_head_equals_torch() -> None:
+def test_categorical_equals_torch() -> None:
     head = CategoricalHead(4, 3)
-    params, action = head(torch.randn(5, 4)), torch.tensor([0, 1, 2, 1, 0])
-    reference = Categorical(logits=params)
-    torch.testing.assert_close(head.log_prob(params, action), reference.log_prob(action))
-    torch.testing.assert_close(head.entropy(params), reference.entropy())
-    assert torch.equal(head.mode(params), params.argmax(-1))
+    ours, action = head(torch.randn(5, 4)), torch.tensor([0, 1, 2, 1, 0])
+    other = Categorical(torch.randn(5, 3))
+    theirs = [torch.distributions.Categorical(logits=p.logits) for p in (ours, other)]
+    torch.testing.assert_close(ours.log_prob(action), theirs[0].log_prob(action))
+    torch.testing.assert_close(ours.entropy(), theirs[0].entropy())
+    torch.testing.assert_close(ours.kl(other), kl_divergence(*theirs))
+    assert torch.equal(ours.mode(), theirs[0].probs.argmax(-1))
 
 
 def test_samples_follow_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
-    log_probs = torch.tensor([0.5, 0.3, 0.2]).log().expand(100_000, 3)
-    counts = CategoricalHead(1, 3).sample(log_probs, generator).bincount() / 100_000
+    choice = Categorical(torch.tensor([5.0, 3.0, 2.0]).log().expand(100_000, 3))
+    counts = choice.sample(generator).bincount() / 100_000
     torch.testing.assert_close(counts, torch.tensor([0.5, 0.3, 0.2]), atol=0.01, rtol=0.0)
-    head = GaussianHead(1, 1, log_std=0.7)
-    draws = head.sample(torch.full((100_000, 1), 3.0), generator)
-    assert abs(float(draws.detach().mean()) - 3.0) < 0.03
-    assert abs(float(draws.detach().std().log()) - 0.7) < 0.01
+    draws = Gaussian(torch.full((100_000, 1), 3.0), torch.tensor([0.7])).sample(generator)
+    assert abs(float(draws.mean()) - 3.0) < 0.03
+    assert abs(float(draws.std().log()) - 0.7) < 0.01
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
