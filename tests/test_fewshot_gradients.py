@@ -336,6 +336,21 @@ def test_the_executor_is_measured_once_and_kept(monkeypatch):
         torch.testing.assert_close(way(), after, rtol=1e-12, atol=1e-14)
 
 
+def test_measuring_the_executor_does_not_touch_the_first_update():
+    spec = TaskSpec("regression", (2,), 2)
+
+    def updated(executor):
+        learner = MAML(MAMLConfig(NETWORKS["vectors"], inner_rate=0.2, executor=executor), spec)
+        learner.network.double()
+        return learner, learner.update(CURVES, 0.0)
+
+    auto, log = updated("auto")
+    plain, wanted = updated(auto.executor)
+    assert log == wanted
+    pairs = zip(auto.network.parameters(), plain.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_a_norm_that_mixes_tasks_is_refused():
     with pytest.raises(UsageError, match="norm running mixes the tasks"):
         MAMLConfig(network=NetworkConfig(norm="running"))

@@ -46,6 +46,13 @@ def learner_of(network, **options):
     return learner, CURVES if vectors else IMAGES
 
 
+def single(network, **options):
+    """A learner as it is built, in float32, and tasks of images for it."""
+    config = MAMLPlusPlusConfig(NETWORKS[network], inner_steps=STEPS, **options)
+    episodes = Episodes(*(Points(p.x.float(), p.y) for p in (IMAGES.support, IMAGES.query)))
+    return MAMLPlusPlus(config, TaskSpec("classification", (2, 9, 9), 3)), episodes
+
+
 # --- the meta-gradient -------------------------------------------------------------------------
 
 
@@ -184,6 +191,16 @@ def test_each_tensor_and_step_has_a_rate_and_the_last_one_repeats():
     torch.testing.assert_close(predicted[STEPS], predicted[9])
 
 
+def test_the_rates_of_a_layer_are_its_own():
+    learner, episodes = single("max none")  # with batch norm no bias before it would matter
+    rates = list(learner.network.rates)
+    assert len({r.data_ptr() for r in rates}) == len(rates)
+    for k in range(3):
+        learner.update(episodes, k / 3)
+    for i, one in enumerate(rates):
+        assert not any(torch.equal(one, other) for other in rates[:i])
+
+
 def test_each_step_has_norms_of_its_own():
     norm = StepBatchNorm(2, steps=2, running=True).double()
     generator = torch.Generator().manual_seed(0)
@@ -253,6 +270,15 @@ def test_training_goes_on_exactly():
     theirs = other.network.state_dict()
     assert all(torch.equal(v, theirs[n]) for n, v in one.network.state_dict().items())
     assert float(one.network.body.blocks[0].norm.mean.abs().sum()) > 0.0
+
+
+def test_measuring_the_executor_changes_no_statistics():
+    auto, episodes = single("stride batch")
+    log = auto.update(episodes, 0.0)
+    plain, _ = single("stride batch", executor=auto.executor)
+    assert log == plain.update(episodes, 0.0)
+    theirs = plain.network.state_dict()
+    assert all(torch.equal(v, theirs[n]) for n, v in auto.network.state_dict().items())
 
 
 def test_it_learns_to_adapt():

@@ -119,8 +119,9 @@ class SteppedNetwork(Network):
                 features = len(block.norm.weight)
                 block.norm = StepBatchNorm(features, steps, config.statistics == "running")
                 self.step_norms.append(block.norm)
-        count = len(self.adapting())
-        self.rates = nn.ParameterList([torch.full((steps,), config.inner_rate)] * count)
+        self.rates = nn.ParameterList(
+            [torch.full((steps,), config.inner_rate) for _ in self.adapting()]
+        )
 
     def adapting(self) -> dict[str, nn.Parameter]:
         """The parameters that adapt: all but batch norm's, which have a set for each step."""
