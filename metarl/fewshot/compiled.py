@@ -71,6 +71,8 @@ class CompiledGradient:
         try:
             grads, loss = self._function(self._values, *points)
         except (TorchDynamoException, RuntimeError) as error:
+            if self._checked:  # it was compiled and has run
+                raise
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(
                 f"this learner cannot be compiled here, train without compile: {reason}"

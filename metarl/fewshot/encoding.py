@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metarl.fewshot.episodes import Points, TaskSpec
 from metarl.fewshot.networks import Body, NetworkConfig
 from metarl.layers import Linear, RunningBatchNorm
+from metarl.networks import ReluMLP
 
 ORDER_IN_USE = 0
 """seed of the one order in which every support set is read when a learner is judged"""
@@ -36,19 +37,27 @@ def as_sequence(support: Points, generator: torch.Generator | None) -> Points:
     return Points(support.x[:, order], support.y[:, order])
 
 
-def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
-    """Mean feature of each class, `[B, M, F]` and labels `[B, M]` to `[B, ways, F]`."""
-    member = F.one_hot(y, ways).to(features.dtype)
-    total: Tensor = member.mT @ features
-    return total / member.sum(1).unsqueeze(-1)
+def memberships(y: Tensor, ways: int, like: Tensor) -> Tensor:
+    """Labels `[B, S]` to floats `[B, ways, S]`: 1 where a point is of a class, else 0."""
+    return F.one_hot(y, ways).mT.to(like.dtype)
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with ReLU between them, on the last dimension of `[B, M, ...]`."""
+def class_means(x: Tensor, y: Tensor, ways: int) -> Tensor:
+    """The mean of the points `[B, S, F]` of each class, `[B, ways, F]`."""
+    member = memberships(y, ways, x)
+    return (member / member.sum(-1, keepdim=True)) @ x
+
+
+def mlp(*widths: int) -> ReluMLP:
+    """Linear layers with ReLU between them, on the last dimension, with the weights of torch.
+
+    Their biases spread the kinks over the inputs. All kinks of the first layer in one place, as
+    equal biases put them, make curves hard to tell.
+    """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return ReluMLP(*layers[:-1])
 
 
 class Embedding(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.errors import UsageError, require_positive
+from metarl.fewshot.encoding import class_means
 from metarl.fewshot.episodes import Data, Episodes, ImageData, Points, Protocol
 from metarl.fewshot.learner import (
     Learner,
@@ -28,7 +29,7 @@ from metarl.fewshot.learner import (
     steps_up_to,
 )
 from metarl.fewshot.networks import Network, NetworkConfig
-from metarl.fewshot.prototypical import class_means, cosines, embedding_network
+from metarl.fewshot.prototypical import cosines, embedding_network
 from metarl.inner_loop import SGD, Adam, Rule, adapt, own_copies
 from metarl.layers import Linear, Params, per_task
 
@@ -200,7 +201,7 @@ class FineTune(Scratch):
             torch.manual_seed(int(torch.randint(2**31, (), generator=self.generator)))
             make = CosineHead if self.config.cosine else Linear
             self.network.head = make(self.network.body.features, classes).to(head.weight)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
+        self.optimizer = self.make_optimizer()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly from `state`, whose head may have other classes."""

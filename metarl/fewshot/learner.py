@@ -115,15 +115,18 @@ class Learner(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = self.build().to(device)
-        # Fused: these networks are so small that the calls of Adam's parts cost more than its sums.
-        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=config.learning_rate, fused=True
-        )
+        self.optimizer = self.make_optimizer()
         self.generator = torch.Generator().manual_seed(seed + 1)
 
     @abstractmethod
     def build(self) -> nn.Module:
         """The network, with every meta-learned parameter in it."""
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """What steps the outer loop."""
+        # Fused: these networks are so small that the calls of Adam's parts cost more than its sums.
+        rate = self.config.learning_rate
+        return torch.optim.Adam(self.network.parameters(), lr=rate, fused=True)
 
     @property
     def steps_shown(self) -> tuple[int, ...]:

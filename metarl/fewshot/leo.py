@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl.errors import require_between, require_positive
+from metarl.fewshot.encoding import memberships
 from metarl.fewshot.episodes import Episodes, Points, TaskSpec
 from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
 from metarl.fewshot.networks import Body
@@ -196,7 +197,7 @@ class LEO(Learner):
         x, y = features[..., :-1], support.y
         if y.is_floating_point():
             return torch.cat([x, y], -1), torch.ones_like(x[:, None, :, 0])
-        return x, F.one_hot(y, support.ways).mT.to(x)
+        return x, memberships(y, support.ways, x)
 
     def adapt(self, support: Points, steps: int | None = None) -> Predictor:
         """Find codes, then take `steps` steps; without any the head is what the codes say."""

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from metarl.errors import require_positive
+from metarl.fewshot.encoding import memberships
 from metarl.fewshot.episodes import Points
 from metarl.fewshot.learner import LearnerConfig, Prediction
 from metarl.fewshot.networks import Body, NetworkConfig
-from metarl.fewshot.prototypical import MetricLearner, cosines, embedding_network, memberships
+from metarl.fewshot.prototypical import MetricLearner, cosines, embedding_network
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from metarl.fewshot.attention import MultiHeadAttention, SelfAttention
+from metarl.fewshot.encoding import mlp
 from metarl.fewshot.episodes import TaskSpec
 from metarl.fewshot.learner import Prediction
-from metarl.networks import ReluMLP
 
 Read = Callable[[Tensor], Tensor]
 """features of queries `[B, Q, F]` to a representation for each `[B, K, Q or 1, R]`"""
@@ -53,24 +52,13 @@ class Sets:
         )
 
 
-def layers_with_relu(inputs: int, layers: Layers, outputs: int) -> ReluMLP:
-    """An MLP with the initial weights of torch, whose biases spread the kinks over the inputs.
-
-    All kinks of the first layer in one place, as equal biases put them, make curves hard to tell.
-    """
-    parts: list[nn.Module] = []
-    for fan_in, fan_out in pairwise((inputs, *layers)):
-        parts += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return ReluMLP(*parts, nn.Linear((inputs, *layers)[-1], outputs))
-
-
 class Encoder(nn.Module):
     """h: points to representations `[B, M, R]`; with attention each sees the rest of its set."""
 
     def __init__(self, inputs: int, layers: Layers, heads: int = 0) -> None:
         """Attend by so many heads, or not at all."""
         super().__init__()
-        self.body = layers_with_relu(inputs, layers[:-1], layers[-1])
+        self.body = mlp(inputs, *layers)
         self.attention = SelfAttention(layers[-1], heads) if heads else None
 
     def forward(self, sets: Sets) -> Tensor:
@@ -105,7 +93,7 @@ class AttentivePath(nn.Module):
         """Look up what `encoder` says of points with alike `features`."""
         super().__init__()
         self.encoder = encoder
-        self.place = layers_with_relu(features, (width,), width)
+        self.place = mlp(features, width, width)
         """what makes inputs alike, of queries and of support points"""
         self.attention = MultiHeadAttention(width, width, width, width, heads)
 
@@ -132,7 +120,7 @@ class LatentPath(nn.Module):
         """Map the mean of what `encoder` says, of `width`, to `latent` dimensions."""
         super().__init__()
         self.encoder = encoder
-        self.head = layers_with_relu(width, (width,), 2 * latent)
+        self.head = mlp(width, width, 2 * latent)
 
     def forward(self, sets: Sets) -> Normal:
         """The latents `[B, K, Z]` of each set; σ is within (0.1, 1)."""
@@ -148,7 +136,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.min_std, self.regression = min_std, spec.kind == "regression"
         outputs = 2 * spec.outputs if self.regression else 1
-        self.body = layers_with_relu(known, layers, outputs)
+        self.body = mlp(known, *layers, outputs)
 
     def forward(self, query: Tensor, *known: Tensor) -> Prediction:
         """Predict at `query` `[B, Q, F]` by what is known, each `[B, K, Q or 1, ...]`."""

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarl.fewshot.encoding import class_means, memberships
 from metarl.fewshot.episodes import Episodes, Points
 from metarl.fewshot.learner import Learner, LearnerConfig, Prediction, Predictor, losses
 from metarl.fewshot.networks import Body, NetworkConfig
@@ -27,17 +28,6 @@ Distance = Literal["euclidean", "cosine", "gaussian"]
 def embedding_network() -> NetworkConfig:
     """The default of learners whose network only embeds: one embedding, whoever is beside it."""
     return NetworkConfig(norm="running")
-
-
-def memberships(y: Tensor, ways: int, like: Tensor) -> Tensor:
-    """Labels `[B, S]` to floats `[B, ways, S]`: 1 where a point is of a class, else 0."""
-    return F.one_hot(y, ways).mT.to(like.dtype)
-
-
-def class_means(x: Tensor, y: Tensor, ways: int) -> Tensor:
-    """The mean of the points `[B, S, F]` of each class, `[B, ways, F]`."""
-    member = memberships(y, ways, x)
-    return (member / member.sum(-1, keepdim=True)) @ x
 
 
 def squared_distances(x: Tensor, c: Tensor) -> Tensor:

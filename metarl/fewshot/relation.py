@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl.errors import UsageError, require_positive, require_widths
+from metarl.fewshot.encoding import class_means
 from metarl.fewshot.episodes import Kind, Points
 from metarl.fewshot.learner import LearnerConfig, Prediction
 from metarl.fewshot.networks import Block, Body, NetworkConfig
-from metarl.fewshot.prototypical import MetricLearner, class_means
+from metarl.fewshot.prototypical import MetricLearner
 from metarl.layers import NORMS, Conv2d, Linear
 
 

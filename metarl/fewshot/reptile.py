@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.errors import require_positive
-from metarl.fewshot.episodes import Episodes, Points, TaskSpec
+from metarl.fewshot.episodes import Episodes, Points
 from metarl.fewshot.learner import (
     Learner,
     LearnerConfig,
@@ -69,17 +69,9 @@ class Reptile(Learner):
     config: ReptileConfig
     network: Network
 
-    def __init__(
-        self,
-        config: ReptileConfig,
-        spec: TaskSpec,
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        """Build the network; see `Learner`."""
-        super().__init__(config, spec, seed=seed, device=device)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=config.learning_rate)
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Plain steps: with θ - mean_i θ'_i for a gradient, those of algorithm 2."""
+        return torch.optim.SGD(self.network.parameters(), lr=self.config.learning_rate)
 
     def build(self) -> nn.Module:
         """The network whose initial weights are learned."""

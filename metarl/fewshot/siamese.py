@@ -13,10 +13,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarl.fewshot.encoding import class_means
 from metarl.fewshot.episodes import Kind, Points
 from metarl.fewshot.learner import LearnerConfig, Prediction
 from metarl.fewshot.networks import Body, NetworkConfig
-from metarl.fewshot.prototypical import MetricLearner, class_means, embedding_network
+from metarl.fewshot.prototypical import MetricLearner, embedding_network
 
 
 @dataclass(frozen=True)

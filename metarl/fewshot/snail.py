@@ -14,6 +14,7 @@ and themselves, in parallel.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -45,16 +46,16 @@ class SNAILConfig(LearnerConfig):
         require_positive(self, ("embedding", "filters", "dense_layers"), "learner")
 
 
-class Causal(nn.Module):
+class Causal(nn.Module, ABC):
     """A layer of a sequence, each element of which sees itself and those before it."""
 
+    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """All elements of `[B, T, C]`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def last(self, x: Tensor, before: Tensor) -> Tensor:
         """Elements `x` `[B, Q, C]`, each of which comes next after `before` `[B, T, C]`."""
-        raise NotImplementedError
 
 
 class Dense(Causal):
