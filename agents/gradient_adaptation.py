@@ -35,8 +35,6 @@ from metarl.tasks import Spec
 
 MIN_LOG_STD = -13.8
 """lower bound of log standard deviations: a standard deviation of 1e-6"""
-LAST_LAYER = 0.01
-"""size of the last layer's first weights: policies that start with a drift learn slowly or never"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ class AdaptationConfig:
     """hidden layers of the policy, with tanh"""
     log_std: float = 0.0
     """initial log standard deviation of continuous actions; it adapts, too"""
+    last_layer: float = 1.0
+    """size of the last layer's first weights; small ones keep a policy from drifting away"""
     meta_batch: int = 40
     """tasks of an iteration; num_worlds is a multiple of it"""
     rollouts: int = 20
@@ -67,6 +67,8 @@ class AdaptationConfig:
     """lambda of GAE"""
     baseline: Literal["linear", "value", "none"] = "linear"
     """ridge regression for each task anew, a network that learns over the run, or nothing"""
+    worlds_per_task: int = 0
+    """worlds in which a task is tried at once when it is judged; 0 is one for each rollout"""
     max_skipped: int = 10
     """iterations that may be skipped because their meta-gradient is not finite"""
 
@@ -76,9 +78,9 @@ class AdaptationConfig:
         counts = ("meta_batch", "rollouts", "inner_steps", "context")
         require_between(self, counts, where, 1)
         require_between(self, ("gamma", "lam"), where, 0, 1)
-        require_between(self, ("max_skipped",), where, 0)
+        require_between(self, ("max_skipped", "worlds_per_task"), where, 0)
         require_between(self, ("log_std",), where, MIN_LOG_STD)
-        require_positive(self, ("inner_rate",), where)
+        require_positive(self, ("inner_rate", "last_layer"), where)
         require_widths(self, ("layers",), where)
 
 
@@ -104,7 +106,7 @@ class Policy(nn.Module):
         inputs = spec.obs_dim + (config.context if cavia else 0)
         for fan_in, fan_out in pairwise((inputs, *config.layers)):
             self.hidden.append(_xavier(Linear(fan_in, fan_out)))
-        self.last = _xavier(Linear(config.layers[-1], actions), LAST_LAYER)
+        self.last = _xavier(Linear(config.layers[-1], actions), config.last_layer)
         if not isinstance(spec.action_space, gym.spaces.Discrete):
             self.log_std = nn.Parameter(torch.full((actions,), config.log_std))
         if cavia:

@@ -116,7 +116,7 @@ class GradientAgent(ABC):
     @property
     def worlds_per_task(self) -> int:
         """In how many worlds a task is tried at once when it is judged."""
-        return self.config.rollouts
+        return self.config.worlds_per_task or self.config.rollouts
 
     def policy(self, deterministic: bool = True) -> GradientPolicy:
         """The present policy, which adapts; `deterministic` counts after its last step."""

@@ -194,6 +194,8 @@ def losses(
 class Pearl:
     """Meta-trains `PearlNetworks` on the replay of a fixed set of training tasks."""
 
+    worlds_per_task: int = 1
+
     def __init__(
         self, config: PearlConfig, spec: Spec, *, seed: int = 0, device: torch.device | str = "cpu"
     ) -> None:

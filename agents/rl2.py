@@ -230,6 +230,8 @@ def loss(
 class RL2:
     """Meta-trains `RecurrentActorCritic` by PPO over trials."""
 
+    worlds_per_task: int = 1
+
     def __init__(
         self, config: RL2Config, spec: Spec, *, seed: int = 0, device: torch.device | str = "cpu"
     ) -> None:

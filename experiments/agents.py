@@ -53,6 +53,16 @@ AGENTS: dict[str, AgentEntry] = {
         "metarl.agents.pearl:PearlConfig",
         "the same with the published networks, batches and SAC, for a GPU",
     ),
+    "maml": AgentEntry(
+        "metarl.agents.maml:MAML",
+        "metarl.agents.maml:MAMLConfig",
+        "gradient steps from a meta-learned start, found by TRPO (MAML)",
+    ),
+    "promp": AgentEntry(
+        "metarl.agents.promp:ProMP",
+        "metarl.agents.promp:ProMPConfig",
+        "the same, found by several clipped steps on the same episodes (ProMP)",
+    ),
     "non-adaptive": AgentEntry(
         "metarl.agents.rl2:RL2",
         "metarl.agents.rl2:NonAdaptiveConfig",

@@ -30,13 +30,17 @@ class Protocol:
     """decides on the tasks and on the luck of the worlds"""
     stochastic: bool = False
     """draw actions instead of taking the most likely ones"""
+    worlds_per_task: int = 0
+    """worlds in which a task is tried at once; 0 takes the agent's own number, usually 1"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot be evaluated."""
         if self.tasks < 1:
             raise UsageError(f"tasks must be a whole number above 0, got {self.tasks}")
-        if min(self.episodes, self.seed) < 0:
-            raise UsageError("episodes and seed must be whole numbers of at least 0")
+        if min(self.episodes, self.seed, self.worlds_per_task) < 0:
+            raise UsageError(
+                "episodes, seed and worlds_per_task must be whole numbers of at least 0"
+            )
         if self.split not in SPLITS:
             raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
 
@@ -63,7 +67,15 @@ def evaluate_run(
     }
     run.family.check_split(protocol.split)
     policy = _policy(run, protocol.stochastic, ablation)
-    return evaluate_policy(policy, run.family, protocol, info=info, device=device, threads=threads)
+    return evaluate_policy(
+        policy,
+        run.family,
+        protocol,
+        info=info,
+        worlds_per_task=run.agent.worlds_per_task,
+        device=device,
+        threads=threads,
+    )
 
 
 def evaluate_policy(
@@ -72,10 +84,13 @@ def evaluate_policy(
     protocol: Protocol,
     *,
     info: dict[str, Any],
+    worlds_per_task: int = 1,
     device: torch.device | str = "cpu",
     threads: int = 1,
 ) -> AdaptationCurve:
     """The adaptation curve of any policy on tasks of `family`, as `evaluate_run` measures it.
+
+    `worlds_per_task` counts where the protocol leaves it open.
 
     Raises:
         UsageError: if the family has no such split.
@@ -84,8 +99,15 @@ def evaluate_policy(
     generator = torch.Generator().manual_seed(protocol.seed)
     tasks = family.sample_tasks(protocol.tasks, protocol.split, generator)
     episodes, seed = protocol.episodes or family.episodes, protocol.seed
-    measured = {"split": protocol.split, "seed": seed, "stochastic": protocol.stochastic}
-    env = family.make_worlds(protocol.tasks, device=device, seed=seed, threads=threads)
+    worlds = protocol.worlds_per_task or worlds_per_task
+    measured = {
+        "split": protocol.split,
+        "seed": seed,
+        "stochastic": protocol.stochastic,
+        "worlds_per_task": worlds,
+        "worlds_asked": protocol.worlds_per_task,
+    }
+    env = family.make_worlds(protocol.tasks * worlds, device=device, seed=seed, threads=threads)
     try:
         return evaluate(policy, env, tasks, episodes, seed=seed, info={**info, **measured})
     finally:
@@ -111,6 +133,7 @@ def name_of(curve: AdaptationCurve) -> str:
     info = curve.info
     parts = [f"{info['split']}-{len(curve.tasks)}x{curve.episodes}-seed{info['seed']}"]
     parts += ["stochastic"] * info["stochastic"]
+    parts += [f"{info['worlds_asked']}-worlds"] * (info["worlds_asked"] > 0)
     parts += [info["ablation"]] * (info["ablation"] != "none")
     return f"{'-'.join(parts)}.json"
 

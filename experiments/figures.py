@@ -32,6 +32,8 @@ COLOURS = {
     "oracle": "#009E73",
     "pearl": "#CC79A7",
     "pearl-paper": "#8C564B",
+    "maml": "#6A51A3",
+    "promp": "#B22222",
     "sb3-ppo": "#56B4E9",
     "sb3-sac": "#E69F00",
     "sb3-td3": "#000000",
@@ -154,14 +156,14 @@ def coloured(series: Sequence[Series]) -> list[Series]:
 
 def returns_by_episode(ax: Axes, series: Sequence[Series]) -> None:
     """Mean return of episode 1, 2, ... K with its interval."""
-    _by_episode(ax, [(pool(one.curves), one.colour) for one in series if one.curves])
-    ax.set(xlabel="episode of the trial", title="Return per episode")
+    _by_episode(ax, [(pool(one.curves), one) for one in series if one.curves])
+    ax.set(title="Return per episode")
 
 
 def steps_by_episode(ax: Axes, series: Sequence[Series]) -> None:
     """Mean number of steps of episode 1, 2, ... K with its interval."""
-    _by_episode(ax, [(pool_lengths(one.curves), one.colour) for one in series if one.curves])
-    ax.set(xlabel="episode of the trial", title="Steps per episode")
+    _by_episode(ax, [(pool_lengths(one.curves), one) for one in series if one.curves])
+    ax.set(title="Steps per episode")
 
 
 def pool_lengths(curves: Sequence[AdaptationCurve]) -> Summary:
@@ -169,22 +171,30 @@ def pool_lengths(curves: Sequence[AdaptationCurve]) -> Summary:
     return summarize(np.stack([np.asarray(curve.lengths) for curve in curves]))
 
 
-def _by_episode(ax: Axes, summaries: Sequence[tuple[Summary, str]]) -> None:
-    """Means with intervals, `[K]` each: points with bars, or a line with a band if K is large."""
-    for index, (summary, colour) in enumerate(summaries):
+def _by_episode(ax: Axes, summaries: Sequence[tuple[Summary, Series]]) -> None:
+    """Means with intervals, `[K]` each: points with bars, or a line with a band if K is large.
+
+    Against the number of the episode; where agents try a task in several worlds at once, against
+    how many episodes of it they have seen before, so that all are compared at equal experience.
+    """
+    plain = all(one.curves[0].worlds_per_task == 1 for _, one in summaries)
+    apart = 0.05 * (1 if plain else max(one.curves[0].worlds_per_task for _, one in summaries))
+    for index, (summary, one) in enumerate(summaries):
         mean, low, high = (
             np.asarray(x) for x in (summary.mean, summary.mean_low, summary.mean_high)
         )
-        x = np.arange(1, len(mean) + 1, dtype=np.float64)
+        x = np.asarray(one.curves[0].seen, dtype=np.float64) + (1.0 if plain else 0.0)
         if len(x) > MANY_EPISODES:
-            _band(ax, x, mean, low, high, colour)
+            _band(ax, x, mean, low, high, one.colour)
             continue
         # A little apart, so that bars of equal height can be told from each other.
-        x += 0.05 * (index - 0.5 * (len(summaries) - 1))
+        x += apart * (index - 0.5 * (len(summaries) - 1))
         bars = [mean - low, high - mean]
-        ax.errorbar(x, mean, bars, color=colour, marker="o", markersize=5, capsize=3)
-        ax.set_xlim(0.5, len(x) + 0.5)
+        ax.errorbar(x, mean, bars, color=one.colour, marker="o", markersize=5, capsize=3)
+        if plain:
+            ax.set_xlim(0.5, len(x) + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("episode of the trial" if plain else "episodes of the task seen before")
 
 
 def reward_by_step(ax: Axes, series: Sequence[Series]) -> None:

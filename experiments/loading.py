@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +125,13 @@ def open_agent_folder(path: Path) -> RunFolder:
     return folder
 
 
-def open_run(path: Path | str, device: str = "cpu") -> LoadedRun:
+def open_run(path: Path | str, device: str = "cpu", episodes: int = 0) -> LoadedRun:
     """Rebuild the agent and the family of the run in `path`; nothing in it is executed.
 
     Args:
         path: a run folder, as `metarl train` makes it.
         device: where the agent shall live.
+        episodes: of a trial, which some policies plan by; 0 takes those that it was trained with.
 
     Raises:
         UsageError: if it is no run folder, or none of its checkpoints is good or fits.
@@ -139,6 +140,8 @@ def open_run(path: Path | str, device: str = "cpu") -> LoadedRun:
     config, where = folder.config, f"{path}/config.yaml"
     choose(f"agent in {where}", config.agent, AGENTS)
     family = family_of(config, where)
+    if episodes:
+        family = replace(family, episodes=episodes)
     kind = AGENTS[config.agent].config_class()
     agent_config = from_plain(kind, config.agent_config, f"{where}: agent_config")
     family = as_seen_by(config.agent, family, agent_config)

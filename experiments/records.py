@@ -22,7 +22,12 @@ def protocol_of(curve: AdaptationCurve) -> Protocol:
     """How `curve` was measured."""
     info = curve.info
     return Protocol(
-        len(curve.tasks), curve.episodes, info["split"], info["seed"], info["stochastic"]
+        len(curve.tasks),
+        curve.episodes,
+        info["split"],
+        info["seed"],
+        info["stochastic"],
+        info.get("worlds_asked", 0),  # curves of before 0.2 had one world for each task
     )
 
 
@@ -71,7 +76,7 @@ class RunRecord:
 
     def measure(self, protocol: Protocol) -> None:
         """Evaluate the run and keep the curve in its folder."""
-        run = open_run(self.folder.path)
+        run = open_run(self.folder.path, episodes=protocol.episodes)
         curve = evaluate_run(run, protocol)
         save_curve(run, curve)
         self.curves.append(curve)

@@ -116,7 +116,7 @@ def section(comparison: Comparison) -> list[Html]:
         tag("p", _describe(protocol), css="soft"),
         tag("h3", "Return by episode"),
         table(["agent", "runs", "training", *_heads(series[0].curves[0])], rows),
-        tag("p", INTERVALS, css="soft note"),
+        tag("p", INTERVALS + _shared(series), css="soft note"),
         image(
             adaptation_figure(series),
             f"return by episode and reward by step of {names}",
@@ -142,6 +142,16 @@ def _describe(protocol: Protocol) -> str:
     return (
         f"{protocol.tasks} {protocol.split} tasks drawn with seed {protocol.seed}, the same for "
         f"every run; trials of {_count(protocol.episodes, 'episode')}; actions: {actions}."
+    )
+
+
+def _shared(series: Sequence[Series]) -> str:
+    """Who tries a task in several worlds at once, and what its episodes then mean."""
+    return "".join(
+        f" {one.label} tries a task in {worlds} worlds at once: before its episode 2 it has seen "
+        f"{worlds} episodes."
+        for one in series
+        if (worlds := one.curves[0].worlds_per_task) > 1
     )
 
 

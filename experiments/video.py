@@ -43,7 +43,7 @@ class Recording:
     """Trials of a few worlds, one task each, with what is needed to draw them."""
 
     rollout: Rollout
-    """`[T, N, 1, ...]`"""
+    """`[T, N, W, ...]`; the first world of each task is shown"""
     states: NDArray[np.float64]
     """`[T, N, nq]`: `qpos` of simulated robots before each step; nq is 0 for others"""
     tasks: TaskBatch
@@ -73,7 +73,7 @@ class _Watching:
 
 
 def record(run: LoadedRun, tasks: int, split: Split, seed: int) -> tuple[Recording, Scene]:
-    """Run one trial in each of a few tasks.
+    """Run one trial in each of a few tasks, of which the first world is shown.
 
     Returns:
         The recording, and the scene that can draw it.
@@ -84,7 +84,7 @@ def record(run: LoadedRun, tasks: int, split: Split, seed: int) -> tuple[Recordi
     family = run.family
     family.check_split(split)
     batch = family.sample_tasks(tasks, split, torch.Generator().manual_seed(seed))
-    env = family.make_worlds(tasks, seed=seed)
+    env = family.make_worlds(tasks * run.agent.worlds_per_task, seed=seed)
     try:
         env.set_tasks(batch)
         policy = _Watching(run.agent.policy(), env)
@@ -93,7 +93,8 @@ def record(run: LoadedRun, tasks: int, split: Split, seed: int) -> tuple[Recordi
         rollout = run_trials(policy, env, family.episodes)
     finally:
         env.close()
-    return Recording(rollout, torch.stack(policy.states).numpy(), batch, family.episodes), scene
+    states = torch.stack(policy.states)[:, :: run.agent.worlds_per_task]
+    return Recording(rollout, states.numpy(), batch, family.episodes), scene
 
 
 def _scene(run: LoadedRun, tasks: TaskBatch, policy: _Watching) -> Scene:

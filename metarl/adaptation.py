@@ -73,6 +73,16 @@ class AdaptationCurve:
         """K."""
         return len(self.returns[0])
 
+    @property
+    def worlds_per_task(self) -> int:
+        """In how many worlds a task was tried at once, and its return averaged."""
+        return int(self.info.get("worlds_per_task", 1))
+
+    @property
+    def seen(self) -> list[int]:
+        """`[K]`: how many episodes of the task went before each, in all of its worlds."""
+        return [k * self.worlds_per_task for k in range(self.episodes)]
+
     def summary(self) -> Summary:
         """Returns by episode, over tasks."""
         return summarize(np.asarray(self.returns)[None])

@@ -45,6 +45,10 @@ class AdaptivePolicy(Protocol):
 class Agent(Protocol):
     """A meta-learner: a config and spaces in, a policy out. It opens no files."""
 
+    @property
+    def worlds_per_task(self) -> int:
+        """In how many worlds its policy tries a task at once when it is judged, usually one."""
+
     def train_step(self, env: VectorEnv, progress: float) -> dict[str, float]:
         """Collect and learn once.
 

@@ -145,11 +145,13 @@ class _AgentInWorlds:
         seed = config.seed + _SEED_OF_EVALUATION
         split: Split = "held-out" if "held-out" in self.family.splits else "train"
         info = {**self.run.labels, "split": split, "seed": seed, "steps": steps}
+        info["worlds_per_task"] = self.agent.worlds_per_task
         generator = torch.Generator().manual_seed(seed)
         tasks = self.family.sample_tasks(config.evaluation_tasks, split, generator)
         with untouched_global_generators():
+            worlds = len(tasks) * self.agent.worlds_per_task
             env = self.family.make_worlds(
-                len(tasks), device=self.device, seed=seed, threads=self.threads
+                worlds, device=self.device, seed=seed, threads=self.threads
             )
             try:
                 episodes = self.family.episodes

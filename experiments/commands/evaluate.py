@@ -34,6 +34,8 @@ class Measuring:
     """decides on the tasks and on the luck of the worlds"""
     stochastic: bool = False
     """draw actions instead of taking the most likely ones"""
+    worlds_per_task: int = 0
+    """worlds in which a task is tried at once; 0 takes the agent's own number, usually 1"""
     device: str = "cpu"
     """cpu, cuda or cuda:N"""
     threads: int = 0
@@ -45,7 +47,14 @@ class Measuring:
         """The same as the evaluation takes it."""
         from metarl.experiments.evaluation import Protocol
 
-        return Protocol(self.tasks, self.episodes, self.split, self.seed, self.stochastic)
+        return Protocol(
+            self.tasks,
+            self.episodes,
+            self.split,
+            self.seed,
+            self.stochastic,
+            self.worlds_per_task,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +90,14 @@ def main(args: list[str]) -> int:
     from metarl.experiments.loading import open_run, use_threads
 
     threads = use_threads(options.threads)
-    run = open_run(options.run, options.device)
+    protocol = options.protocol()
+    run = open_run(options.run, options.device, protocol.episodes)
     agent, family = run.config.agent, run.config.family
     names = ["none", *(ablations_of(run) if options.ablations else ())]
     curves: dict[str, AdaptationCurve] = {}
     files = []
     for name in names:
-        curve = evaluate_run(
-            run, options.protocol(), ablation=name, device=options.device, threads=threads
-        )
+        curve = evaluate_run(run, protocol, ablation=name, device=options.device, threads=threads)
         curves[agent if name == "none" else name] = curve
         files.append(save_curve(run, curve))
     _show(options, agent, family, curves, files[0])
@@ -160,6 +168,7 @@ def _rows(curve: AdaptationCurve) -> list[dict[str, Any]]:
     for k in range(curve.episodes):
         row = {
             "episode": k + 1,
+            **({"seen before": curve.seen[k]} if curve.worlds_per_task > 1 else {}),
             "mean": summary.mean[k],
             "IQM": summary.iqm[k],
             "low": summary.mean_low[k],
@@ -180,6 +189,7 @@ def _figures(curve: AdaptationCurve) -> dict[str, Any]:
         "iqm_low": summary.iqm_low,
         "iqm_high": summary.iqm_high,
         "success": None if success is None else success.mean,
+        "seen": curve.seen,
     }
 
 
