@@ -34,7 +34,8 @@ def natural_step(
 ) -> Tensor:
     """The step down `gradient` that a quadratic model of the KL allows: `[P]`.
 
-    x = F⁻¹ g by conjugate gradients, scaled by √(2 δ / xᵀ F x) (appendix C of the paper).
+    x = F⁻¹ g by conjugate gradients, scaled by √(2 δ / xᵀ F x) (appendix C of the paper). What
+    they leave of g, after however many iterations, is orthogonal to x: hence xᵀ F x = xᵀ g.
 
     Args:
         product: vectors `[P]` to F times each.
@@ -51,7 +52,7 @@ def natural_step(
         return product(v) + damping * v
 
     x = conjugate_gradient(damped, gradient, iterations)
-    length = (x * damped(x)).sum()
+    length = (x * gradient).sum()
     scale = (2.0 * max_kl / length.clamp(min=1e-30)).sqrt()
     return torch.where(length > 0.0, -scale * x, torch.zeros_like(x))
 
