@@ -106,8 +106,8 @@ class GradientAgent(ABC):
         """The loss of each task after adaptation, `[N]`, and what acts then on the last round."""
 
     @abstractmethod
-    def learn(self, rounds: Sequence[Batch]) -> dict[str, float]:
-        """The outer step.
+    def learn(self, rounds: Sequence[Batch], progress: float) -> dict[str, float]:
+        """The outer step, after a share `progress` of the training.
 
         Raises:
             NotFiniteError: if the meta-gradient is not finite; nothing has changed.
@@ -142,7 +142,7 @@ class GradientAgent(ABC):
         rounds, returns, steps = self.collect(env, episodes)
         figures = {"steps": float(steps), "return_first": returns[0], "return_last": returns[-1]}
         try:
-            figures |= self.learn(rounds)
+            figures |= self.learn(rounds, progress)
         except NotFiniteError as error:
             self._skip(error.tasks, tasks.features())
         if self.config.baseline == "value":

@@ -127,7 +127,7 @@ class MAML(GradientAgent):
             losses = losses + self.config.exploration * term
         return losses, chances
 
-    def learn(self, rounds: Sequence[Batch]) -> dict[str, float]:
+    def learn(self, rounds: Sequence[Batch], progress: float) -> dict[str, float]:
         """The outer step; see `GradientAgent.learn`."""
         outer = {"trpo": self._trpo, "vpg": self._vpg, "reptile": self._reptile}
         return outer[self.config.outer](rounds)

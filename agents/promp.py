@@ -28,6 +28,7 @@ from metarl.agents.gradient_adaptation import (
 from metarl.agents.gradient_agent import GradientAgent
 from metarl.distributions import Distribution
 from metarl.errors import require_between, require_positive
+from metarl.optimization import set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class ProMPConfig(AdaptationConfig):
     epochs: int = 5
     """outer steps on the same episodes"""
     learning_rate: float = 1e-3
-    """Adam's step size"""
+    """Adam's step size at the start"""
+    final_learning_rate: float = 1e-3
+    """Adam's step size at the end of the budget; linear in between"""
     kl_weight: float = 5e-4
     """η, weight of the KL before each gradient step, or where it starts"""
     adaptive_kl: bool = False
@@ -53,7 +56,7 @@ class ProMPConfig(AdaptationConfig):
         """Raise `UsageError` for values that cannot train."""
         super().__post_init__()
         require_positive(self, ("clip", "learning_rate", "target_kl"), "promp")
-        require_between(self, ("kl_weight",), "promp", 0)
+        require_between(self, ("kl_weight", "final_learning_rate"), "promp", 0)
         require_between(self, ("epochs",), "promp", 1)
 
 
@@ -117,8 +120,10 @@ class ProMP(GradientAgent):
         self.kl += kl.detach().sum(1)
         return losses, chances
 
-    def learn(self, rounds: Sequence[Batch]) -> dict[str, float]:
+    def learn(self, rounds: Sequence[Batch], progress: float) -> dict[str, float]:
         """Some epochs of Adam; see `GradientAgent.learn`."""
+        rates = self.config.learning_rate, self.config.final_learning_rate
+        set_learning_rate(self.optimizer, *rates, progress)
         losses = []
         for _ in range(self.config.epochs):
             self.kl.zero_()
