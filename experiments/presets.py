@@ -247,10 +247,9 @@ _SB3_PPO_TRAINING: Options = {
 _ROBOTS = ("half-cheetah-vel", "half-cheetah-dir")
 
 # MAML and ProMP on the robots. The papers take 40 tasks with 20 episodes each, lambda 1 and a
-# standard deviation of 1: with less of the first two and more of the last they learn several times
-# as much from a step. An outer step of TRPO wants more tasks than one of Adam.
-_STEPPING: Options = {"meta_batch": 20, "rollouts": 10, "lam": 0.95, "log_std": 0.5}
-_CLIPPING: Options = {**_STEPPING, "meta_batch": 10, "final_learning_rate": 1e-4}
+# standard deviation of 1: with less of the first three and more of the last they learn several
+# times as much from a step.
+_STEPPING: Options = {"meta_batch": 10, "rollouts": 10, "lam": 0.95, "log_std": 0.5}
 # Points drift away from the start for a hundred steps unless the mean starts near zero.
 _STEPPING_POINTS: Options = {"meta_batch": 20, "rollouts": 20, "last_layer": 0.01}
 # A trial is one game as RL² plays it: half of it before the step, half after. Few pulls, or few
@@ -271,13 +270,14 @@ _GRADIENT: dict[str, Options] = {
     "half-cheetah-vel": _STEPPING,
     "half-cheetah-dir": _STEPPING,
 }
+_ANNEALED: Options = {"final_learning_rate": 1e-4}
 _PROMP: dict[str, Options] = {
     **_GRADIENT,
-    **dict.fromkeys(_ROBOTS, _CLIPPING),
+    **{name: {**_STEPPING, **_ANNEALED} for name in _ROBOTS},
 }
 _STEPPING_ROBOTS: Options = {
     "total_steps": 20_000_000,
-    "num_worlds": 200,
+    "num_worlds": 100,
     "evaluate_every": 1_000_000,
     "checkpoint_every": 10,
 }
@@ -289,10 +289,6 @@ _GRADIENT_TRAINING: dict[str, Options] = {
     "navigation-2d": {"total_steps": 3_000_000, "num_worlds": 400, "evaluate_every": 300_000},
     "half-cheetah-vel": {**_STEPPING_ROBOTS, "evaluation_tasks": 32},
     "half-cheetah-dir": {**_STEPPING_ROBOTS, "evaluation_tasks": 16},
-}
-_PROMP_TRAINING: dict[str, Options] = {
-    **_GRADIENT_TRAINING,
-    **{name: {**_GRADIENT_TRAINING[name], "num_worlds": 100} for name in _ROBOTS},
 }
 # Four rounds: before adapting, and after one, two and three gradient steps.
 _GRADIENT_FAMILY: dict[str, Options] = {
@@ -318,7 +314,7 @@ _PRESETS: dict[str, tuple[dict[str, Options], dict[str, Options]]] = {
     "pearl": (_PEARL, _PEARL_TRAINING),
     "pearl-paper": (_PEARL_PAPER, _PEARL_PAPER_TRAINING),
     "maml": (_GRADIENT, _GRADIENT_TRAINING),
-    "promp": (_PROMP, _PROMP_TRAINING),
+    "promp": (_PROMP, _GRADIENT_TRAINING),
     "sb3-ppo": (dict.fromkeys(_ROBOTS, _SB3_PPO), dict.fromkeys(_ROBOTS, _SB3_PPO_TRAINING)),
     **dict.fromkeys(
         ("sb3-sac", "sb3-td3"),
