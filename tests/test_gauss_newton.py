@@ -1,4 +1,4 @@
-"""Gauss-Newton products: against the matrix written out, and the Hessian of the KL it stands for."""
+"""Gauss-Newton products: against the matrix written out, and the Hessian of a KL."""
 
 from __future__ import annotations
 
