@@ -6,7 +6,7 @@ turn, window by window. The ratio is the median of the ratios of neighbouring wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -44,6 +44,45 @@ class Side:
             self.step(self.actions[k % len(self.actions)])
         _synchronize()
         return perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something to time, with what to compare it with."""
+
+    run: Callable[[], object]
+    """what is timed"""
+    unit: str
+    """runs a second, in words"""
+    peers: Mapping[str, Callable[[], Callable[[], object]]]
+    """by name, what builds a peer that does the same once for each call"""
+    facts: Mapping[str, Any]
+    """what it is, for those who read the result"""
+    parts: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+    """by name, parts of a run whose share of its time is of interest"""
+    further: Callable[[int], dict[str, Any]] = lambda windows: {}
+    """measures more, as often as there are windows"""
+
+
+class Stopwatch:
+    """Adds up the seconds that are spent in some methods of an object."""
+
+    def __init__(self, owner: object, *methods: str) -> None:
+        """Watch `methods` of `owner` from now on."""
+        self.seconds = 0.0
+        for name in methods:
+            setattr(owner, name, self._watched(getattr(owner, name)))
+
+    def _watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **options: Any) -> Any:
+            _synchronize()
+            start = perf_counter()
+            result = method(*args, **options)
+            _synchronize()
+            self.seconds += perf_counter() - start
+            return result
+
+        return watched
 
 
 def _synchronize() -> None:

@@ -1,4 +1,4 @@
-"""The bench of updates: a peer that learns the same, an honest floor, complete figures."""
+"""The bench of updates of PEARL: a peer that learns the same, an honest floor, complete figures."""
 
 import json
 
@@ -10,28 +10,28 @@ from torch.utils.flop_counter import FlopCounterMode
 from metarl.agents.pearl import Pearl, PearlConfig
 from metarl.envs.half_cheetah import HalfCheetahVel
 from metarl.errors import UsageError
-from metarl.experiments import bench_update as bench
+from metarl.experiments import bench_pearl
+from metarl.experiments.bench_update import WORKLOADS, bench_update
 from metarl.experiments.cli import main
 from metarl.experiments.commands.bench import UPDATED
 from metarl.experiments.plain_pearl import PlainPearl, linears
 
 SPEC = HalfCheetahVel().spec()
 TASKS = 5
+SMALL = {
+    "layers": (32, 24),
+    "encoder_layers": (16, 12),
+    "train_tasks": TASKS,
+    "meta_batch": 4,
+    "batch": 8,
+    "context": 7,
+}
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
 
 
 def small(variant, **options):
     """An agent with small nets and some random transitions, and the config it was built from."""
-    config = PearlConfig(
-        variant=variant,
-        layers=(32, 24),
-        encoder_layers=(16, 12),
-        train_tasks=TASKS,
-        meta_batch=4,
-        batch=8,
-        context=7,
-        **options,
-    )
+    config = PearlConfig(variant=variant, **SMALL, **options)
     agent = Pearl(config, SPEC)
     g = torch.Generator().manual_seed(1)
     shape = (50, TASKS)
@@ -130,7 +130,7 @@ def test_the_floor_counts_the_products_of_an_update(monkeypatch, variant):
     config, batch = agent.config, agent.sample()
     with FlopCounterMode(display=False) as counter:
         agent.update(batch)
-    products = bench.pearl_products(config, SPEC)
+    products = bench_pearl.pearl_products(config, SPEC)
     rows, inputs = config.meta_batch * config.batch, SPEC.obs_dim + config.latent + 6
     unneeded = 2 * (inputs - config.latent) + 2 * (inputs - 6)
     needed = 2 * sum(m * n * k for m, n, k in products)
@@ -141,35 +141,33 @@ def test_the_floor_makes_every_product(monkeypatch):
     seen = []
     linear = torch.nn.functional.linear
     monkeypatch.setattr(
-        bench.F, "linear", lambda a, b: seen.append((len(a), len(b), a.shape[1])) or linear(a, b)
+        bench_pearl.F,
+        "linear",
+        lambda a, b: seen.append((len(a), len(b), a.shape[1])) or linear(a, b),
     )
     products = ((4, 3, 2), (4, 3, 2), (5, 1, 6))
-    bench.floor(products, torch.device("cpu"))()
+    bench_pearl.floor(products, torch.device("cpu"))()
     assert tuple(seen) == products
 
 
-@pytest.mark.parametrize("peer", bench.PEERS)
+@pytest.mark.parametrize("peer", ["none", "plain", "floor", "onednn-floor"])
 def test_figures(monkeypatch, peer):
-    agent = small("paper")
-
-    def plain():
-        other = PlainPearl(agent)
-        return lambda: other.update(other.sample())
-
-    products = bench.pearl_products(agent.config, SPEC)
-    work = bench.Workload(agent.sample, agent.update, plain, products, "half-cheetah-vel")
-    monkeypatch.setitem(bench.WORKLOADS, "pearl", lambda variant, device: work)
     if peer == "onednn-floor" and not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
-    result = bench.bench_update(peer=peer, windows=2, seconds=0.01)
+    monkeypatch.setattr(bench_pearl, "preset", lambda *_: {"agent": SMALL})
+    result = bench_update("pearl", peer=peer, windows=2, seconds=0.01, variant="modern")
     assert result["unit"] == "updates/s" and result["peer"] == peer
+    assert result["variant"] == "modern"
     assert min(result["windows"]) <= result["value"] <= max(result["windows"])
+    assert result["seconds"] == 1 / result["value"]
     assert result["sampling_share"] > 0 and result["gflop"] > 0
     if peer == "none":
         assert result["peer_value"] is result["ratio"] is result["peer_windows"] is None
+        assert result["peer_seconds"] is None
     else:
         ratios = [a / b for a, b in zip(result["windows"], result["peer_windows"], strict=True)]
         assert 0 < min(ratios) <= result["ratio"] <= max(ratios)
+        assert result["peer_seconds"] == 1 / result["peer_value"]
 
 
 def test_the_command_measures_the_published_configuration(monkeypatch, capsys):
@@ -180,7 +178,7 @@ def test_the_command_measures_the_published_configuration(monkeypatch, capsys):
             built.append((config, self))
             super().__init__(config, *args, **options)
 
-    monkeypatch.setattr(bench, "Pearl", Spied)
+    monkeypatch.setattr(bench_pearl, "Pearl", Spied)
     assert main("bench update pearl --windows 1 --seconds 0.01 --json".split()) == 0
     out = capsys.readouterr().out
     figures = json.loads(out.splitlines()[-1])
@@ -194,23 +192,25 @@ def test_the_command_measures_the_published_configuration(monkeypatch, capsys):
 
 
 def test_the_command_knows_what_can_be_measured():
-    assert tuple(bench.WORKLOADS) == UPDATED
+    assert tuple(WORKLOADS) == tuple(UPDATED)
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"agent": "perl"}, "unknown agent 'perl'; choose from pearl"),
+        ({"agent": "perl"}, "unknown agent 'perl'; choose from pearl, maml, promp"),
         ({"threads": 0}, "--threads must be at least 1, got 0"),
         ({"windows": 0}, "--windows must be at least 1, got 0"),
         ({"seconds": 61}, "--seconds must lie in"),
-        ({"peer": "jax"}, "unknown peer 'jax'; choose from none, plain, floor"),
-        ({"peer": "onednn-floor", "device": "cuda"}, "no oneDNN here"),
+        ({"peer": "jax"}, "unknown peer 'jax'; choose from none, plain, floor, onednn-floor"),
+        ({"peer": "onednn-floor"}, "no oneDNN here"),
     ],
 )
-def test_bad_settings(wrong, sentence):
+def test_bad_settings(monkeypatch, wrong, sentence):
+    monkeypatch.setattr(bench_pearl, "preset", lambda *_: {"agent": SMALL})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(UsageError, match=sentence):
-        bench.bench_update(**wrong)
+        bench_update(**{"agent": "pearl", **wrong})
 
 
 @pytest.mark.parametrize(
@@ -220,6 +220,11 @@ def test_bad_settings(wrong, sentence):
         ("update perl", "unknown agent 'perl', did you mean 'pearl'"),
         ("update pearl --peer jax", "'jax'"),
         ("update pearl --threads 0", "--threads must be at least 1"),
+        ("update pearl --meta-batch 4", "unknown option --meta-batch"),
+        ("update maml --variant modern", "unknown option --variant"),
+        ("update promp --peer plain", "'plain'"),
+        ("update maml --meta-batch 0", "meta_batch"),
+        ("update promp --rollouts 0", "rollouts"),
     ],
 )
 def test_bad_words_get_one_sentence(words, sentence, capsys):

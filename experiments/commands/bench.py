@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from metarl.envs.registry import FAMILIES
@@ -12,21 +12,14 @@ from metarl.experiments.fewshot import DATASETS
 from metarl.experiments.options import choose, parse, parse_parts
 from metarl.experiments.printing import print_json, print_table
 
-UPDATED = ("pearl",)
-"""agents whose update can be measured"""
-SUBJECTS: dict[str, tuple[str, Sequence[str]]] = {
-    "rollout": ("family", tuple(FAMILIES)),
-    "update": ("agent", UPDATED),
-    "fewshot": ("data set", tuple(DATASETS)),
-}
-"""what can be measured: of what, and of which of these"""
 USAGE = """usage: metarl bench rollout FAMILY [OPTIONS]
        metarl bench update AGENT [OPTIONS]
        metarl bench fewshot DATASET [OPTIONS]
 
 rollout measures how many steps a second the worlds of a family make under random actions:
-observation, task reward and autoreset included. update measures how many gradient steps a second an
-agent makes in its published configuration: sampling from replay included. fewshot measures how many
+observation, task reward and autoreset included. update measures how fast an agent learns in its
+published configuration: gradient steps a second of pearl, sampling from replay included; outer
+steps of maml and promp, the adaptation included that they pass through. fewshot measures how many
 iterations of second-order MAML in its published sizes: drawing the tasks included.
 
 FAMILY is one of
@@ -90,7 +83,7 @@ class FewShotOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class UpdateOptions:
+class PearlOptions:
     """What to measure."""
 
     variant: Literal["paper", "modern"] = "paper"
@@ -109,6 +102,44 @@ class UpdateOptions:
     """print one JSON object as the last line"""
 
 
+@dataclasses.dataclass(frozen=True)
+class GradientOptions:
+    """What to measure."""
+
+    meta_batch: int = 40
+    """tasks of an iteration"""
+    rollouts: int = 20
+    """episodes of each task, before its gradient step and after"""
+    whole: bool = False
+    """whole meta-iterations, too, simulation included, and what takes which share of them"""
+    threads: int = 1
+    """threads of torch, on both sides, and of the physics"""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N"""
+    peer: Literal["none", "loop"] = "none"
+    """the same as one writes it down from the paper, one task after the other"""
+    windows: int = 5
+    """timed windows per side, which take turns"""
+    seconds: float = 0.5
+    """length of a window, which holds one iteration at least"""
+    json: bool = False
+    """print one JSON object as the last line"""
+
+
+UPDATED: dict[str, type[PearlOptions | GradientOptions]] = {
+    "pearl": PearlOptions,
+    "maml": GradientOptions,
+    "promp": GradientOptions,
+}
+"""agents whose update can be measured, with what may be said of it"""
+SUBJECTS: dict[str, tuple[str, Sequence[str]]] = {
+    "rollout": ("family", tuple(FAMILIES)),
+    "update": ("agent", tuple(UPDATED)),
+    "fewshot": ("data set", tuple(DATASETS)),
+}
+"""what can be measured: of what, and of which of these"""
+
+
 def main(args: list[str]) -> int:
     """Run `metarl bench`."""
     words = [word for word in args[:2] if not word.startswith("-")]
@@ -116,6 +147,7 @@ def main(args: list[str]) -> int:
         choose("benchmark", words[0], SUBJECTS)
     if len(words) < 2:
         if {"-h", "--help"} & set(args):
+            listed: dict[str, Iterable[str]]
             listed = {"families": FAMILIES, "agents": UPDATED, "datasets": DATASETS}
             print(USAGE.format(**{k: "\n".join(f"  {n}" for n in v) for k, v in listed.items()}))
             return 0
@@ -156,16 +188,10 @@ def _update(name: str, args: list[str]) -> int:
     from metarl.experiments.bench_update import bench_update
     from metarl.experiments.loading import check_device
 
-    options = parse(UpdateOptions, args, f"metarl bench update {name}")
-    result = bench_update(
-        name,
-        options.variant,
-        options.threads,
-        check_device(options.device),
-        options.peer,
-        windows=options.windows,
-        seconds=options.seconds,
-    )
+    options = parse(UPDATED[name], args, f"metarl bench update {name}")
+    values = {**dataclasses.asdict(options), "device": check_device(options.device)}
+    del values["json"]
+    result = bench_update(name, **values)
     _show(result, options.json)
     return 0
 
@@ -195,19 +221,28 @@ def _fewshot(name: str, args: list[str]) -> int:
 
 
 def _show(result: Mapping[str, Any], as_json: bool) -> None:
-    """Print the rates of both sides and their ratio."""
-    sides = [{"side": "metarl", result["unit"]: _rounded(result["value"])}]
-    if result["peer_value"] is not None:
-        peer = result.get("peer_mode", result["peer"])
-        sides.append({"side": peer, result["unit"]: _rounded(result["peer_value"])})
+    """Print the rates of both sides, their ratio, and which shares were measured."""
+    names = {"": "metarl", "peer_": result.get("peer_mode") or result["peer"]}
+    sides = []
+    for prefix, name in names.items():
+        if result[f"{prefix}value"] is not None:
+            side = {"side": name, result["unit"]: _rounded(result[f"{prefix}value"])}
+            if f"{prefix}seconds" in result:
+                side["seconds each"] = _rounded(result[f"{prefix}seconds"])
+            sides.append(side)
     print_table(sides)
     if result["ratio"] is not None:
         print(f"ratio {result['ratio']:.2f}")
     if "sampling_share" in result:
         print(f"sampling {result['sampling_share']:.1%} of the time")
+    if "whole_seconds" in result:
+        print(
+            f"a whole meta-iteration takes {result['whole_seconds']:.2f} s: "
+            f"physics {result['physics_share']:.1%}, learning {result['learning_share']:.1%}"
+        )
     if as_json:
         print_json(result)
 
 
 def _rounded(rate: float) -> float:
-    return round(rate) if rate >= 1000 else round(rate, 2)
+    return round(rate) if rate >= 1000 else float(f"{rate:.3g}")
