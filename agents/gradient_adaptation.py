@@ -319,7 +319,14 @@ def prepare(
 
 
 def _standardised(x: Tensor) -> Tensor:
-    return (x - x.mean()) / (x.std(correction=0) + 1e-8)
+    sound = x[x.isfinite()]  # a task whose return is not finite is to spoil no other
+    return (x - sound.mean()) / (sound.std(correction=0) + 1e-8)
+
+
+def where_finite(params: Params, before: Params) -> Params:
+    """`params` `[N, ...]`, but `before` for tasks where any of them is not finite."""
+    sound = torch.stack([p.flatten(1).isfinite().all(1) for p in params.values()]).all(0)
+    return {n: p.where(sound.view(-1, *[1] * (p.dim() - 1)), before[n]) for n, p in params.items()}
 
 
 def inner_loss(chances: Distribution, batch: Batch, kind: str) -> Tensor:

@@ -19,6 +19,7 @@ from metarl.agents.gradient_adaptation import (
     check_fit,
     no_baseline,
     prepare,
+    where_finite,
 )
 from metarl.agents.gradient_policy import GradientPolicy
 from metarl.distributions import Distribution
@@ -143,10 +144,10 @@ class GradientAgent(ABC):
         figures = {"steps": float(steps), "return_first": returns[0], "return_last": returns[-1]}
         try:
             figures |= self.learn(rounds, progress)
+            if self.config.baseline == "value":
+                figures["loss/value"] = self._fit_value(rounds)
         except NotFiniteError as error:
             self._skip(error.tasks, tasks.features())
-        if self.config.baseline == "value":
-            figures["loss/value"] = self._fit_value(rounds)
         return {**figures, "skipped": float(self.skipped)}
 
     def _episodes(self, worlds: int) -> int:
@@ -175,7 +176,8 @@ class GradientAgent(ABC):
             if index:
                 with torch.no_grad():
                     last = {"params": params, "second_order": False}
-                    params = self.network.adapted(rounds[-1:], **last)
+                    # A task whose step failed plays on by its old parameters; `learn` will tell.
+                    params = where_finite(self.network.adapted(rounds[-1:], **last), params)
             rollout = run_trials(Sampler(self.network, params, self.generator), env, episodes)
             rounds.append(self.batch(rollout, params, final=index == self.config.inner_steps))
             returns.append(float(rollout.per_episode(rollout.reward, episodes).mean()))

@@ -13,6 +13,7 @@ from metarl.agents.gradient_adaptation import (
     Baseline,
     Episodes,
     prepare,
+    where_finite,
 )
 from metarl.inner_loop import own_copies
 from metarl.layers import Params
@@ -26,6 +27,8 @@ class GradientPolicy:
     All worlds of a task share its parameters. Once each of them has finished its share of the
     configured number of episodes, the task takes a gradient step on these; episodes that are under
     way then go on as they began, and only later ones are learned from.
+
+    A step whose result is not finite is not taken.
 
     It learns from actions that it draws. Only after the last gradient step of a trial, from whose
     actions nothing will be learned, may it take the most likely ones.
@@ -118,7 +121,7 @@ class GradientPolicy:
             episodes, lambda obs: self.network.chances(mine, obs), self.config, self.baseline
         )
         adapted = self.network.adapted([batch], second_order=False, params=mine)
-        for name, p in adapted.items():
+        for name, p in where_finite(adapted, mine).items():
             self.before[name][tasks] = mine[name]
             self.params[name][tasks] = p
         self.steps[tasks] += 1

@@ -12,6 +12,7 @@ low-variance curvature of section 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,10 +26,10 @@ from metarl.agents.gradient_adaptation import (
     kl_from_old,
     task_mean,
 )
-from metarl.agents.gradient_agent import GradientAgent
+from metarl.agents.gradient_agent import GradientAgent, NotFiniteError
 from metarl.distributions import Distribution
 from metarl.errors import require_between, require_positive
-from metarl.optimization import set_learning_rate
+from metarl.optimization import load_optimizer, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,17 @@ class ProMP(GradientAgent):
         """Some epochs of Adam; see `GradientAgent.learn`."""
         rates = self.config.learning_rate, self.config.final_learning_rate
         set_learning_rate(self.optimizer, *rates, progress)
+        before = deepcopy((self.network.state_dict(), self.optimizer.state_dict()))
         losses = []
-        for _ in range(self.config.epochs):
-            self.kl.zero_()
-            losses.append(self.meta_gradient(rounds))
-            self.optimizer.step()
+        try:
+            for _ in range(self.config.epochs):
+                self.kl.zero_()
+                losses.append(self.meta_gradient(rounds))
+                self.optimizer.step()
+        except NotFiniteError:  # maybe not in the first epoch
+            self.network.load_state_dict(before[0])
+            load_optimizer(self.optimizer, before[1])
+            raise
         if self.config.adaptive_kl:  # by how far all epochs went
             self.kl.zero_()
             with torch.no_grad():
