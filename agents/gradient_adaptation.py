@@ -28,7 +28,7 @@ from metarl.errors import UsageError, require_between, require_positive, require
 from metarl.inner_loop import SGD, own_copies, trajectory
 from metarl.layers import Linear, Params
 from metarl.linear_baseline import feature_count
-from metarl.networks import action_dim
+from metarl.networks import RunningNorm, action_dim
 from metarl.returns import discounted_returns, gae
 from metarl.rollout import Rollout
 from metarl.tasks import Spec
@@ -47,6 +47,8 @@ class AdaptationConfig:
     """initial log standard deviation of continuous actions; it adapts, too"""
     last_layer: float = 1.0
     """size of the last layer's first weights; small ones keep a policy from drifting away"""
+    normalize: bool = False
+    """show the policy observations less their running mean, over their running deviation"""
     meta_batch: int = 40
     """tasks of an iteration; num_worlds is a multiple of it"""
     rollouts: int = 20
@@ -140,6 +142,7 @@ class AdaptingPolicy(nn.Module):
         """Build the policy, and step sizes if they are learned."""
         super().__init__()
         self.config = config
+        self.obs_norm = RunningNorm(spec.obs_dim)
         self.policy = Policy(spec, config)
         if config.inner == "meta-sgd":
             rates = [torch.full_like(p, config.inner_rate) for p in self.policy.parameters()]
@@ -162,6 +165,8 @@ class AdaptingPolicy(nn.Module):
 
     def chances(self, params: Params, obs: Tensor) -> Distribution:
         """Distributions of actions for `obs` `[N, M, O]` under the adapted `params` `[N, ...]`."""
+        if self.config.normalize:
+            obs = self.obs_norm(obs)
         return cast(Distribution, functional_call(self.policy, params, (obs,)))
 
     def adaptation(

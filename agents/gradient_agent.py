@@ -146,6 +146,9 @@ class GradientAgent(ABC):
             figures |= self.learn(rounds, progress)
             if self.config.baseline == "value":
                 figures["loss/value"] = self._fit_value(rounds)
+            if self.config.normalize:
+                seen = [batch.obs[batch.weight > 0] for batch in rounds]
+                self.network.obs_norm.update(torch.cat(seen))
         except NotFiniteError as error:
             self._skip(error.tasks, tasks.features())
         return {**figures, "skipped": float(self.skipped)}
