@@ -101,8 +101,6 @@ class ReplayStream:
 class SB3Agent:
     """One of the library's algorithms; the class of its config says which."""
 
-    worlds_per_task: int = 1
-
     def __init__(
         self,
         config: BaselineConfig,

@@ -24,6 +24,7 @@ from metarl.agents.gradient_adaptation import (
 from metarl.agents.gradient_policy import GradientPolicy
 from metarl.distributions import Distribution
 from metarl.errors import TrainingError, UsageError
+from metarl.generators import policy_generator
 from metarl.inner_loop import own_copies
 from metarl.layers import Params
 from metarl.linear_baseline import fit_predict
@@ -121,7 +122,7 @@ class GradientAgent(ABC):
 
     def policy(self, deterministic: bool = True) -> GradientPolicy:
         """The present policy, which adapts; `deterministic` counts after its last step."""
-        generator = torch.Generator(self.generator.device).manual_seed(0)
+        generator = policy_generator(self.generator.device)
         return GradientPolicy(self.network, self.spec, self.baseline, deterministic, generator)
 
     @property

@@ -27,6 +27,7 @@ from metarl.agents.sac import SACConfig, SoftActorCritic, actor_losses, bellman,
 from metarl.context import ENCODERS, Encoder, first, join
 from metarl.errors import UsageError, require_between, require_widths
 from metarl.exploration import RepeatedActions
+from metarl.generators import policy_generator
 from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
 from metarl.policy import AdaptivePolicy, Step
 from metarl.replay import MultiTaskReplay
@@ -194,8 +195,6 @@ def losses(
 class Pearl:
     """Meta-trains `PearlNetworks` on the replay of a fixed set of training tasks."""
 
-    worlds_per_task: int = 1
-
     def __init__(
         self, config: PearlConfig, spec: Spec, *, seed: int = 0, device: torch.device | str = "cpu"
     ) -> None:
@@ -215,14 +214,14 @@ class Pearl:
         fields["terminated"] = ((), torch.bool)
         x: dict[str, Field] = {"x": ((self.networks.context_dim,), torch.float32)}
         folder = Path(config.replay_folder) if config.replay_folder else None
-        tasks, room = config.train_tasks, (config.capacity, config.context_capacity)
-        self.replay = MultiTaskReplay(tasks, room[0], fields, device=device, folder=folder)
-        self.contexts = MultiTaskReplay(tasks, room[1], x, device=device)
+        n, room = config.train_tasks, config.context_capacity
+        self.replay = MultiTaskReplay(n, config.capacity, fields, device=device, folder=folder)
+        self.contexts = MultiTaskReplay(n, room, x, device=device)
 
     def policy(self, deterministic: bool = True) -> PearlPolicy:
         """The present policy; its latents are drawn, also when its actions are not."""
-        generator = torch.Generator(self.device).manual_seed(0)
-        return PearlPolicy(self.networks, self.config.prior_episodes, deterministic, generator)
+        own = policy_generator(self.device)
+        return PearlPolicy(self.networks, self.config.prior_episodes, deterministic, own)
 
     def buffers(self) -> dict[str, MultiTaskReplay]:
         """The replay and the contexts."""
@@ -244,14 +243,14 @@ class Pearl:
         set_learning_rate(self.optimizer, *rates, progress)
         steps = 0 if bool(self.replay.size.any()) else self.begin(env)
         ids = torch.randperm(config.train_tasks, generator=generator)[: config.collect_tasks]
-        share = config.deterministic
-        explorer = PearlPolicy(self.networks, config.prior_episodes, share, self.generator)
-        episodes = config.prior_episodes + config.posterior_episodes
+        prior, share = config.prior_episodes, config.deterministic
+        explorer = PearlPolicy(self.networks, prior, share, self.generator)
+        episodes = prior + config.posterior_episodes
         rollout = self.collect(env, ids, explorer, episodes, every=config.posterior_in_context)
         steps += rollout.steps
         returns = rollout.per_episode(rollout.reward, episodes).mean((0, 1)).tolist()
-        figures = self.learn()
-        return {"steps": steps, "return_first": returns[0], "return_last": returns[-1], **figures}
+        ends = {"return_first": returns[0], "return_last": returns[-1]}
+        return {"steps": steps, **ends, **self.learn()}
 
     def begin(self, env: VectorEnv) -> int:
         """Visit every training task for the first time; the number of steps taken."""
@@ -276,8 +275,7 @@ class Pearl:
         rollout = run_trials(explorer, env, episodes)
         flat = rollout.flat()
         tasks = ids.to(self.device).repeat_interleave(rollout.obs.shape[2])
-        valid = flat["valid"]
-        obs, action, next_obs = flat["obs"], flat["action"], flat["final_obs"]
+        obs, action, next_obs, valid = (flat[k] for k in ("obs", "action", "final_obs", "valid"))
         self.replay.add(
             tasks,
             valid,

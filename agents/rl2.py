@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from metarl.distributions import Distribution
 from metarl.errors import TrainingError, require_between, require_positive, require_widths
+from metarl.generators import policy_generator
 from metarl.losses import approximate_kl, clipped_surrogate, huber, masked_mean, masked_standardize
 from metarl.networks import RunningNorm, action_dim, action_head, mlp, orthogonal
 from metarl.optimization import gradient_step, linear, load_optimizer, set_learning_rate
@@ -230,8 +231,6 @@ def loss(
 class RL2:
     """Meta-trains `RecurrentActorCritic` by PPO over trials."""
 
-    worlds_per_task: int = 1
-
     def __init__(
         self, config: RL2Config, spec: Spec, *, seed: int = 0, device: torch.device | str = "cpu"
     ) -> None:
@@ -247,7 +246,7 @@ class RL2:
 
     def policy(self, deterministic: bool = True, ablation: Ablation = "none") -> RL2Policy:
         """The present policy; an `ablation` takes parts of its memory away."""
-        generator = torch.Generator(self.generator.device).manual_seed(0)
+        generator = policy_generator(self.generator.device)
         return RL2Policy(self.network, deterministic, generator, ablation)
 
     def train_step(self, env: VectorEnv, progress: float) -> dict[str, float]:

@@ -63,6 +63,16 @@ AGENTS: dict[str, AgentEntry] = {
         "metarl.agents.promp:ProMPConfig",
         "the same, found by several clipped steps on the same episodes (ProMP)",
     ),
+    "maml-paper": AgentEntry(
+        "metarl.agents.maml:MAML",
+        "metarl.agents.maml:MAMLConfig",
+        "MAML with the published batches and budget",
+    ),
+    "promp-paper": AgentEntry(
+        "metarl.agents.promp:ProMP",
+        "metarl.agents.promp:ProMPConfig",
+        "ProMP with the published batches and budget",
+    ),
     "non-adaptive": AgentEntry(
         "metarl.agents.rl2:RL2",
         "metarl.agents.rl2:NonAdaptiveConfig",

@@ -12,7 +12,7 @@ from metarl.adaptation import AdaptationCurve, evaluate
 from metarl.errors import UsageError
 from metarl.experiments.agents import AGENTS
 from metarl.experiments.loading import LoadedRun
-from metarl.policy import AdaptivePolicy
+from metarl.policy import AdaptivePolicy, worlds_per_task
 from metarl.tasks import SPLITS, Family, Split
 
 
@@ -72,7 +72,7 @@ def evaluate_run(
         run.family,
         protocol,
         info=info,
-        worlds_per_task=run.agent.worlds_per_task,
+        own_worlds=worlds_per_task(run.agent),
         device=device,
         threads=threads,
     )
@@ -84,13 +84,13 @@ def evaluate_policy(
     protocol: Protocol,
     *,
     info: dict[str, Any],
-    worlds_per_task: int = 1,
+    own_worlds: int = 1,
     device: torch.device | str = "cpu",
     threads: int = 1,
 ) -> AdaptationCurve:
     """The adaptation curve of any policy on tasks of `family`, as `evaluate_run` measures it.
 
-    `worlds_per_task` counts where the protocol leaves it open.
+    A task is tried in `own_worlds` at once where the protocol leaves that open.
 
     Raises:
         UsageError: if the family has no such split.
@@ -99,7 +99,7 @@ def evaluate_policy(
     generator = torch.Generator().manual_seed(protocol.seed)
     tasks = family.sample_tasks(protocol.tasks, protocol.split, generator)
     episodes, seed = protocol.episodes or family.episodes, protocol.seed
-    worlds = protocol.worlds_per_task or worlds_per_task
+    worlds = protocol.worlds_per_task or own_worlds
     measured = {
         "split": protocol.split,
         "seed": seed,

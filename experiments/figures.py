@@ -34,6 +34,8 @@ COLOURS = {
     "pearl-paper": "#8C564B",
     "maml": "#6A51A3",
     "promp": "#B22222",
+    "maml-paper": "#9E9AC8",
+    "promp-paper": "#E6A0A0",
     "sb3-ppo": "#56B4E9",
     "sb3-sac": "#E69F00",
     "sb3-td3": "#000000",

@@ -6,9 +6,8 @@ in `experiments/RESULTS.md`.
 
 from __future__ import annotations
 
-from typing import Any
-
-Options = dict[str, Any]
+from metarl.experiments import gradient_presets
+from metarl.experiments.gradient_presets import ROBOTS, Options
 
 # Small discrete families: trials are short enough for full back-propagation, and entropy keeps the
 # policy exploring until it has found out how to explore.
@@ -244,66 +243,6 @@ _SB3_PPO_TRAINING: Options = {
     "evaluate_every": 250_000,
     "checkpoint_every": 5,
 }
-_ROBOTS = ("half-cheetah-vel", "half-cheetah-dir")
-
-# MAML and ProMP on the robots. The papers take 40 tasks with 20 episodes each, lambda 1, a standard
-# deviation of 1 and observations as they are: with less of the first three, more of the fourth and
-# normalised observations they learn several times as much from a step, and no seed gets stuck.
-_STEPPING: Options = {
-    "meta_batch": 10,
-    "rollouts": 10,
-    "lam": 0.95,
-    "log_std": 0.5,
-    "normalize": True,
-}
-# Points drift away from the start for a hundred steps unless the mean starts near zero.
-_STEPPING_POINTS: Options = {"meta_batch": 20, "rollouts": 20, "last_layer": 0.01}
-# A trial is one game as RL² plays it: half of it before the step, half after. Few pulls, or few
-# steps, are no basis for a regression.
-_STEPPING_GAMES: Options = {
-    "meta_batch": 200,
-    "rollouts": 5,
-    "inner_rate": 0.5,
-    "gamma": 0.95,
-    "worlds_per_task": 1,
-}
-_GRADIENT: dict[str, Options] = {
-    "bandit": {**_STEPPING_GAMES, "baseline": "none"},
-    "tabular-mdp": {**_STEPPING_GAMES, "baseline": "value"},
-    "point-dense": _STEPPING_POINTS,
-    "point-sparse": _STEPPING_POINTS,
-    "navigation-2d": _STEPPING_POINTS,
-    "half-cheetah-vel": _STEPPING,
-    "half-cheetah-dir": _STEPPING,
-}
-_ANNEALED: Options = {"final_learning_rate": 1e-4}
-_PROMP: dict[str, Options] = {
-    **_GRADIENT,
-    **{name: {**_STEPPING, **_ANNEALED} for name in _ROBOTS},
-}
-_STEPPING_ROBOTS: Options = {
-    "total_steps": 20_000_000,
-    "num_worlds": 100,
-    "evaluate_every": 1_000_000,
-    "checkpoint_every": 10,
-}
-_GRADIENT_TRAINING: dict[str, Options] = {
-    "bandit": {"total_steps": 5_000_000, "num_worlds": 1000, "evaluate_every": 500_000},
-    "tabular-mdp": {"total_steps": 20_000_000, "num_worlds": 1000, "evaluate_every": 2_000_000},
-    "point-dense": {"total_steps": 2_000_000, "num_worlds": 400, "evaluate_every": 200_000},
-    "point-sparse": {"total_steps": 2_000_000, "num_worlds": 400, "evaluate_every": 200_000},
-    "navigation-2d": {"total_steps": 3_000_000, "num_worlds": 400, "evaluate_every": 300_000},
-    "half-cheetah-vel": {**_STEPPING_ROBOTS, "evaluation_tasks": 32},
-    "half-cheetah-dir": {**_STEPPING_ROBOTS, "evaluation_tasks": 16},
-}
-# Four rounds: before adapting, and after one, two and three gradient steps.
-_GRADIENT_FAMILY: dict[str, Options] = {
-    "point-dense": {"episodes": 4},
-    "point-sparse": {"episodes": 4},
-    "navigation-2d": {"episodes": 4},
-    "half-cheetah-vel": {"episodes": 4, "preset": "promp"},
-    "half-cheetah-dir": {"episodes": 4, "preset": "promp"},
-}
 
 # Return after adapting counts from the third episode on; with a sparse reward it takes longer.
 _PEARL_FAMILY: dict[str, Options] = {
@@ -319,12 +258,13 @@ _PRESETS: dict[str, tuple[dict[str, Options], dict[str, Options]]] = {
     **dict.fromkeys(("rl2", "non-adaptive", "oracle"), (_AGENT, _TRAINING)),
     "pearl": (_PEARL, _PEARL_TRAINING),
     "pearl-paper": (_PEARL_PAPER, _PEARL_PAPER_TRAINING),
-    "maml": (_GRADIENT, _GRADIENT_TRAINING),
-    "promp": (_PROMP, _GRADIENT_TRAINING),
-    "sb3-ppo": (dict.fromkeys(_ROBOTS, _SB3_PPO), dict.fromkeys(_ROBOTS, _SB3_PPO_TRAINING)),
+    "maml": (gradient_presets.MAML, gradient_presets.TRAINING),
+    "promp": (gradient_presets.PROMP, gradient_presets.TRAINING),
+    **dict.fromkeys(("maml-paper", "promp-paper"), ({}, gradient_presets.PAPER_TRAINING)),
+    "sb3-ppo": (dict.fromkeys(ROBOTS, _SB3_PPO), dict.fromkeys(ROBOTS, _SB3_PPO_TRAINING)),
     **dict.fromkeys(
         ("sb3-sac", "sb3-td3"),
-        (dict.fromkeys(_ROBOTS, _SB3_REPLAY), dict.fromkeys(_ROBOTS, _SB3_REPLAY_TRAINING)),
+        (dict.fromkeys(ROBOTS, _SB3_REPLAY), dict.fromkeys(ROBOTS, _SB3_REPLAY_TRAINING)),
     ),
 }
 """settings of the agent and of the trainer, by agent and family"""
@@ -336,8 +276,8 @@ def preset(agent: str, family: str) -> dict[str, Options]:
     The three on-policy agents share one PPO and so one preset per family.
     """
     settings, training = _PRESETS[agent]
-    pearl, gradient = agent.startswith("pearl"), agent in ("maml", "promp")
-    options = _PEARL_FAMILY if pearl else _GRADIENT_FAMILY if gradient else {}
+    pearl, gradient = agent.startswith("pearl"), agent.startswith(("maml", "promp"))
+    options = _PEARL_FAMILY if pearl else gradient_presets.FAMILY if gradient else {}
     # Learning from replay takes few worlds: four for each of the five tasks of a visit.
     usual = {"num_worlds": 20} if pearl else _TRAINING.get(family, {})
     # And gradient steps take one for each rollout of each of their 40 tasks.

@@ -27,7 +27,7 @@ from metarl.experiments.scenes import (
     Scene,
     font,
 )
-from metarl.policy import AdaptivePolicy, Step
+from metarl.policy import AdaptivePolicy, Step, worlds_per_task
 from metarl.rollout import Rollout, run_trials
 from metarl.tasks import Split, TaskBatch
 from metarl.vector import VectorEnv
@@ -84,7 +84,8 @@ def record(run: LoadedRun, tasks: int, split: Split, seed: int) -> tuple[Recordi
     family = run.family
     family.check_split(split)
     batch = family.sample_tasks(tasks, split, torch.Generator().manual_seed(seed))
-    env = family.make_worlds(tasks * run.agent.worlds_per_task, seed=seed)
+    worlds = worlds_per_task(run.agent)
+    env = family.make_worlds(tasks * worlds, seed=seed)
     try:
         env.set_tasks(batch)
         policy = _Watching(run.agent.policy(), env)
@@ -93,7 +94,7 @@ def record(run: LoadedRun, tasks: int, split: Split, seed: int) -> tuple[Recordi
         rollout = run_trials(policy, env, family.episodes)
     finally:
         env.close()
-    states = torch.stack(policy.states)[:, :: run.agent.worlds_per_task]
+    states = torch.stack(policy.states)[:, ::worlds]
     return Recording(rollout, states.numpy(), batch, family.episodes), scene
 
 

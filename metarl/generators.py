@@ -1,6 +1,6 @@
-"""The global generators of Python, NumPy and torch: their state, saved and restored.
+"""The global generators of Python, NumPy and torch, saved and restored, and that of a policy.
 
-Agents and worlds draw from generators of their own; this is for libraries that do not.
+Agents and worlds draw from generators of their own; the global ones are for libraries that do not.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+_POLICY_SEED = 6_700_417_274_177
 
 
 def seed_global_generators(seed: int) -> None:
@@ -75,3 +77,12 @@ class PrivateGenerators:
                 yield
             finally:
                 self.state = global_generators()
+
+
+def policy_generator(device: torch.device | str) -> torch.Generator:
+    """What a policy draws from when it is judged: the same numbers each time.
+
+    Its seed is one that nobody chooses for tasks. With an equal seed the numbers that make the
+    tasks would be those that choose the actions, and a policy would seem to know its task.
+    """
+    return torch.Generator(device).manual_seed(_POLICY_SEED)

@@ -45,10 +45,6 @@ class AdaptivePolicy(Protocol):
 class Agent(Protocol):
     """A meta-learner: a config and spaces in, a policy out. It opens no files."""
 
-    @property
-    def worlds_per_task(self) -> int:
-        """In how many worlds its policy tries a task at once when it is judged, usually one."""
-
     def train_step(self, env: VectorEnv, progress: float) -> dict[str, float]:
         """Collect and learn once.
 
@@ -72,3 +68,11 @@ class Agent(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly from `state`."""
+
+
+def worlds_per_task(agent: Agent) -> int:
+    """In how many worlds an agent's policy tries a task at once when it is judged.
+
+    One, unless the agent has a property of this name that says otherwise.
+    """
+    return int(getattr(agent, "worlds_per_task", 1))

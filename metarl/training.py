@@ -14,7 +14,7 @@ import torch
 from metarl.adaptation import AdaptationCurve, evaluate
 from metarl.errors import UsageError, require_between, require_positive
 from metarl.generators import untouched_global_generators
-from metarl.policy import Agent
+from metarl.policy import Agent, worlds_per_task
 from metarl.runs import RunFolder
 from metarl.states import State, Stream
 from metarl.tasks import Family, Split
@@ -145,11 +145,11 @@ class _AgentInWorlds:
         seed = config.seed + _SEED_OF_EVALUATION
         split: Split = "held-out" if "held-out" in self.family.splits else "train"
         info = {**self.run.labels, "split": split, "seed": seed, "steps": steps}
-        info["worlds_per_task"] = self.agent.worlds_per_task
+        info["worlds_per_task"] = worlds_per_task(self.agent)
         generator = torch.Generator().manual_seed(seed)
         tasks = self.family.sample_tasks(config.evaluation_tasks, split, generator)
         with untouched_global_generators():
-            worlds = len(tasks) * self.agent.worlds_per_task
+            worlds = len(tasks) * worlds_per_task(self.agent)
             env = self.family.make_worlds(
                 worlds, device=self.device, seed=seed, threads=self.threads
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from metarl.adaptation import AdaptationCurve, evaluate, pool
 from metarl.envs.registry import make_family
 from metarl.errors import UsageError
+from metarl.experiments.agents import AGENTS
 from metarl.oracle import TaskInObservation
 from metarl.policy import Step
 from metarl.rollout import run_trials
@@ -137,3 +138,16 @@ def test_oracle_family_shows_the_task_and_changes_nothing_else() -> None:
     other = shown.make_worlds(8, seed=2)
     other.load_state_dict(told.state_dict())
     assert torch.equal(other.step(action)[0], told.step(action)[0])
+
+
+@pytest.mark.parametrize("name", ["maml", "rl2"])
+def test_what_draws_the_tasks_does_not_draw_the_actions(name: str) -> None:
+    """With equal streams the first arm that is pulled would tell of the arms' probabilities."""
+    family = make_family("bandit", episodes=1)
+    kind, config = AGENTS[name].agent_class(), AGENTS[name].config_class()
+    agent = kind(config(**({"baseline": "none"} if name == "maml" else {})), family.spec())
+    for seed in range(3):
+        tasks = family.sample_tasks(4000, "held-out", torch.Generator().manual_seed(seed))
+        env = family.make_worlds(4000, seed=seed)
+        curve = evaluate(agent.policy(deterministic=False), env, tasks, 1, seed=seed)
+        assert abs(curve.summary().mean[0] - 0.5) < 0.04  # five standard errors

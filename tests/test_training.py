@@ -66,8 +66,6 @@ class SmallAgent:
     It also draws from the global generators, as a library that it calls might.
     """
 
-    worlds_per_task = 1
-
     def __init__(self, seed=0, width=5, capacity=25, on_iteration=lambda number: None):
         torch.manual_seed(seed)
         space = FAMILY.observation_space
