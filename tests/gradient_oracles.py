@@ -166,7 +166,8 @@ def promp_losses(plain, rounds, weights):
         gains = []
         ratios = after.ratio(plain.policy(params, after.obs))
         for ratio, advantage in zip(ratios, after.advantage, strict=True):
-            cut = min(max(ratio, torch.tensor(1.0 - clip)), torch.tensor(1.0 + clip))
+            low, high = ratio.new_tensor(1.0 - clip), ratio.new_tensor(1.0 + clip)
+            cut = min(max(ratio, low), high)
             gains.append(min(ratio * advantage, cut * advantage))
         penalty = sum(w * kl for w, kl in zip(weights, kls, strict=True)) / len(kls)
         out.append(penalty - torch.stack(gains).mean())
