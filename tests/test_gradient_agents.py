@@ -24,6 +24,7 @@ VARIANTS = {
     "trpo, first order": (MAML, {"second_order": False}),
     "trpo, meta-sgd": (MAML, {"inner": "meta-sgd"}),
     "trpo, cavia": (MAML, {"inner": "cavia"}),
+    "trpo, normalised": (MAML, {"normalize": True, "inner_steps": 2}),
     "trpo, exploration": (MAML, {"exploration": 0.5}),
     "vpg": (MAML, {"outer": "vpg", "learning_rate": 1e-2}),
     "vpg, value": (MAML, {"outer": "vpg", "baseline": "value"}),
@@ -32,6 +33,7 @@ VARIANTS = {
     "promp, meta-sgd": (ProMP, {"inner": "meta-sgd", "inner_steps": 2}),
     "promp, cavia": (ProMP, {"inner": "cavia"}),
     "promp, adaptive": (ProMP, {"adaptive_kl": True, "kl_weight": 0.1, "inner_steps": 2}),
+    "promp, normalised": (ProMP, {"normalize": True}),
     "promp, value": (ProMP, {"baseline": "value"}),
 }
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
@@ -277,6 +279,30 @@ def test_the_global_random_state_is_left_alone(variant):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_observations_are_normalised_by_all_that_counted_in_the_iterations_before(monkeypatch):
+    family = Ragged(episodes=2)
+    agent, env = make("trpo, normalised", family), family.make_worlds(16)
+    plain, seen, used = MAML.learn, [], []
+
+    def watched(self, rounds, progress):
+        seen.extend(batch.obs[batch.weight > 0] for batch in rounds)
+        used.append(self.network.obs_norm.mean.clone())
+        # What collected and what learns see the same: no ratio is off before the first step.
+        chances = self.network.chances({}, rounds[0].obs)
+        off = (chances.log_prob(rounds[0].action) - rounds[0].log_prob).detach()
+        assert float(off.abs().max()) < 1e-5
+        return plain(self, rounds, progress)
+
+    monkeypatch.setattr(MAML, "learn", watched)
+    for _ in range(3):
+        before = torch.cat(seen).double() if seen else torch.zeros(1, 2)
+        agent.train_step(env, 0.0)
+        torch.testing.assert_close(used[-1], before.mean(0), check_dtype=False)
+    every = torch.cat(seen).double()
+    torch.testing.assert_close(agent.network.obs_norm.mean, every.mean(0))
+    torch.testing.assert_close(agent.network.obs_norm.var, every.var(0, correction=0))
+
+
 def test_figures_are_those_of_the_trust_region():
     family = Ragged(episodes=2)
     agent, env = make("trpo", family, max_kl=1e-3), family.make_worlds(16)
@@ -285,3 +311,32 @@ def test_figures_are_those_of_the_trust_region():
         assert 0.0 < figures["loss/kl"] <= 1e-3
         assert 0.0 < figures["loss/step"] <= 1.0
         assert figures["loss/meta"] < 0.0
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (MAMLConfig, {}),
+        (MAMLConfig, {"inner": "cavia", "context": 4, "normalize": True}),
+        (ProMPConfig, {"learning_rate": 5e-3}),
+    ],
+    ids=["trpo", "cavia", "promp"],
+)
+def test_one_step_leads_further_than_any_policy_that_does_not_adapt(kind, options):
+    family = make_family("navigation-2d", horizon=15, episodes=2)
+    few = {"layers": (32,), "meta_batch": 20, "rollouts": 10, "inner_rate": 0.5, "log_std": -0.7}
+    config = kind(**few, gamma=0.95, **options)
+    agent = (MAML if kind is MAMLConfig else ProMP)(config, family.spec(), seed=0)
+    env = family.make_worlds(200, seed=0)
+    for k in range(25):
+        agent.train_step(env, k / 25)
+    tasks = family.sample_tasks(40, "held-out", torch.Generator().manual_seed(1))
+    curve = evaluate(agent.policy(), family.make_worlds(400, seed=3), tasks, 2)
+    _, adapted = curve.summary().mean
+    # Who does not know the goal can do no better than to be at the best place from the start.
+    grid = torch.cartesian_prod(*[torch.linspace(-0.5, 0.5, 21)] * 2)
+    unaware = -15.0 * float(torch.cdist(grid, tasks.goal).mean(1).min())
+    assert adapted > 0.7 * unaware
