@@ -26,7 +26,7 @@ from torch.func import functional_call
 from metarl.distributions import Categorical, Distribution, Gaussian
 from metarl.errors import UsageError, require_between, require_positive, require_widths
 from metarl.inner_loop import SGD, own_copies, trajectory
-from metarl.layers import Linear, Params
+from metarl.layers import Linear, NarrowLinear, Params, tanh
 from metarl.linear_baseline import feature_count
 from metarl.networks import RunningNorm, action_dim
 from metarl.returns import discounted_returns, gae
@@ -108,7 +108,7 @@ class Policy(nn.Module):
         inputs = spec.obs_dim + (config.context if cavia else 0)
         for fan_in, fan_out in pairwise((inputs, *config.layers)):
             self.hidden.append(_xavier(Linear(fan_in, fan_out)))
-        self.last = _xavier(Linear(config.layers[-1], actions), config.last_layer)
+        self.last = _xavier(NarrowLinear(config.layers[-1], actions), config.last_layer)
         if not isinstance(spec.action_space, gym.spaces.Discrete):
             self.log_std = nn.Parameter(torch.full((actions,), config.log_std))
         if cavia:
@@ -121,7 +121,7 @@ class Policy(nn.Module):
             context = self.context.expand(len(obs), -1).unsqueeze(1)
             h = torch.cat([obs, context.expand(-1, obs.shape[1], -1)], -1)
         for layer in self.hidden:
-            h = layer(h).tanh()
+            h = tanh(layer(h))
         out = self.last(h)
         if not hasattr(self, "log_std"):
             return Categorical(out)

@@ -8,7 +8,7 @@ second derivatives through batch, layer and instance norm are wrong (pytorch/fun
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,72 @@ class Linear(nn.Linear):
             return torch.bmm(input, weight)
         bias = self.bias if per_task(self.bias, 1) else self.bias.expand(len(weight), -1)
         return torch.baddbmm(bias.unsqueeze(1), input, weight)
+
+
+class _NarrowProduct(torch.autograd.Function):
+    """x wᵀ + b, with gᵀ x for the gradient of w where autograd by itself would take (xᵀ g)ᵀ."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            torch.bmm(grad, weight) if for_x else None,
+            torch.bmm(grad.mT, x) if for_weight else None,
+            grad.sum(1) if for_bias else None,
+        )
+
+
+class NarrowLinear(Linear):
+    """The same for many inputs M and few outputs O: its gradients are several times as fast."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply; the order of the factors matters only where tasks have their own weights."""
+        if not (per_task(self.weight, 2) and per_task(self.bias, 1)):
+            return super().forward(input)
+        y: Tensor = _NarrowProduct.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Tanh(torch.autograd.Function):
+    """2 σ(2x) - 1; torch knows how to differentiate its derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.mul(2.0).sigmoid_().mul_(2.0).sub_(1.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        slope: Tensor = torch.ops.aten.tanh_backward(grad, y)
+        return slope
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent of any shape, to within the rounding of 1: 2e-7 for float32.
+
+    On a CPU it is 2 σ(2x) - 1. Torch's own comes from MKL, which was four times as slow on an AMD
+    processor: a sixth of all the time that small policies took to learn.
+    """
+    if x.device.type != "cpu":
+        return x.tanh()
+    y: Tensor = _Tanh.apply(x)  # type: ignore[no-untyped-call]
+    return y
 
 
 class Conv2d(nn.Module):

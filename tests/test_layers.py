@@ -16,8 +16,10 @@ from metarl.layers import (
     InstanceNorm,
     LayerNorm,
     Linear,
+    NarrowLinear,
     PerTask,
     RunningBatchNorm,
+    tanh,
 )
 
 B, M, C = 3, 4, 6
@@ -190,3 +192,50 @@ def test_modules_that_vmap_differentiates_wrongly_are_refused(module):
 def test_the_message_names_the_layer():
     with pytest.raises(TypeError, match=r"^1\.norm1 is a LayerNorm"):
         PerTask(nn.Sequential(nn.Identity(), nn.TransformerEncoderLayer(4, 2, 8)))
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 2e-7), (torch.float64, 4e-16)])
+def test_tanh_is_that_of_torch_to_the_rounding_of_one(dtype, rounding):
+    ends = torch.tensor([0.0, 1e-30, -100.0, 1e38, float("inf"), float("-inf")])
+    x = torch.cat([torch.linspace(-20.0, 20.0, 4001), ends]).to(dtype)
+    before = x.clone()
+    torch.testing.assert_close(tanh(x), x.double().tanh().to(dtype), rtol=0.0, atol=rounding)
+    assert torch.equal(x, before) and bool(tanh(torch.tensor(float("nan"))).isnan())
+
+
+def test_tanh_can_be_differentiated_as_often_as_torchs():
+    x = torch.linspace(-3.0, 3.0, 12, dtype=torch.float64).view(3, 4)
+
+    def third(function):
+        inputs = x.clone().requires_grad_()
+        y = function(inputs)
+        for _ in range(3):
+            (y,) = torch.autograd.grad((y * x.exp()).sum(), inputs, create_graph=True)
+        return y
+
+    torch.testing.assert_close(third(tanh), third(torch.tanh))
+    per_row = torch.func.vmap(torch.func.grad(lambda row: tanh(row).square().sum()))
+    expected = 2.0 * x.tanh() * (1.0 - x.tanh().square())
+    torch.testing.assert_close(per_row(x), expected)
+
+
+def test_a_narrow_layer_is_a_linear_one_to_every_derivative():
+    plain, narrow = Linear(C, 2).double(), NarrowLinear(C, 2).double()
+    narrow.load_state_dict(plain.state_dict())
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = [normal(B, M, C), normal(B, 2, C), normal(B, 2)]
+    directions = [normal(*x.shape) for x in inputs]
+
+    def derivatives(layer):
+        x, weight, bias = leaves = [value.clone().requires_grad_() for value in inputs]
+        y = functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+        first = torch.autograd.grad((y**3).sum(), leaves, create_graph=True)
+        pairs = zip(first, directions, strict=True)
+        second = torch.autograd.grad(sum((g * d).sum() for g, d in pairs), leaves)
+        return [y, layer(x), *first, *second]
+
+    torch.testing.assert_close(derivatives(narrow), derivatives(plain))
