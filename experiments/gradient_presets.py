@@ -39,6 +39,7 @@ MAML: dict[str, Options] = {
 }
 PROMP: dict[str, Options] = {
     **MAML,
+    "bandit": {**MAML["bandit"], "learning_rate": 3e-3},
     **{name: {**_ROBOT, "final_learning_rate": 1e-4} for name in ROBOTS},
 }
 
@@ -50,7 +51,7 @@ _POINT_TRAINING: Options = {
     "checkpoint_every": 5,
 }
 _GAME_TRAINING: Options = {
-    "total_steps": 5_000_000,
+    "total_steps": 2_000_000,
     "num_worlds": 5000,
     "evaluate_every": 500_000,
     "evaluation_tasks": 1000,
