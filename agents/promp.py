@@ -1,12 +1,12 @@
 """ProMP: proximal meta-policy search (Rothfuss et al. 2019).
 
-    max_θ Σ_i E[min(ρ A, clip(ρ, 1 ± ε) A)] - η Σ_k KL(π_old,k || π_θ,k),   ρ = π_U(θ) / π_old
+    max_θ Σ_i E[min(ρ A, clip(ρ, 1 ± ε) A)] - η mean_k KL(π_old,k || π_θ,k),   ρ = π_U(θ) / π_old
 
-(eq. 17) on episodes after adaptation U, for a few epochs on the same episodes; every epoch adapts
-anew from the θ that it has. The KL keeps θ near the policies that collected the episodes *before*
-each gradient step k, on whose ratios the adaptation relies; how far the adapted policy moves is
-what the clip limits. The gradient steps descend likelihood ratios, whose derivative is the
-low-variance curvature of section 4.
+(eq. 17; the mean over the steps k is the published code's) on episodes after adaptation U, for a
+few epochs on the same episodes; every epoch adapts anew from the θ that it has. The KL keeps θ near
+the policies that collected the episodes *before* each gradient step k, on whose ratios the
+adaptation relies; how far the adapted policy moves is what the clip limits. The gradient steps
+descend likelihood ratios, whose derivative is the low-variance curvature of section 4.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ProMPConfig(AdaptationConfig):
     adaptive_kl: bool = False
     """halve or double η so that the KL stays near its target"""
     target_kl: float = 0.01
-    """in nats; η changes where the KL is off by more than half of it (adaptive-kl)"""
+    """in nats; η changes where the KL is 1.5 times as large or as small (adaptive-kl)"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
