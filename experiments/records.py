@@ -27,7 +27,7 @@ def protocol_of(curve: AdaptationCurve) -> Protocol:
         info["split"],
         info["seed"],
         info["stochastic"],
-        info.get("worlds_asked", 0),  # curves of before 0.2 had one world for each task
+        info.get("worlds_asked", 0),  # older curves: one world a task
     )
 
 
