@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarl.memory import GRUMemory
 from metarl.networks import relu_mlp
 
 MIN_VARIANCE = 1e-7
@@ -166,8 +167,8 @@ class RecurrentEncoder(nn.Module):
     def __init__(self, inputs: int, layers: tuple[int, ...], latent: int) -> None:
         """Map transitions `[..., inputs]` to beliefs over `latent` dimensions."""
         super().__init__()
-        self.body = relu_mlp([inputs, *layers[:-1]], layers[-1])
-        self.gru = nn.GRU(layers[-1], layers[-1])
+        body = nn.Sequential(relu_mlp([inputs, *layers[:-1]], layers[-1]), nn.ReLU())
+        self.memory = GRUMemory(body, layers[-1], layers[-1])
         self.head = nn.Linear(layers[-1], 2 * latent)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Belief:
@@ -176,7 +177,7 @@ class RecurrentEncoder(nn.Module):
             # What exists moves to the front, in its order: the state there is free of the rest.
             order = (~mask).byte().argsort(dim=1, stable=True)
             x = x.gather(1, order.unsqueeze(-1).expand_as(x))
-        states, _ = self.gru(self.body(x).relu().transpose(0, 1))
+        states, _ = self.memory(x.transpose(0, 1), self.start(len(x)))
         if mask is None:
             return self.belief(states[-1])
         states = torch.cat([torch.zeros_like(states[:1]), states])
@@ -184,12 +185,12 @@ class RecurrentEncoder(nn.Module):
 
     def start(self, worlds: int) -> Tensor:
         """Nothing seen: the state `[worlds, hidden]` is zero."""
-        return next(self.parameters()).new_zeros(worlds, self.gru.hidden_size)
+        return self.memory.start(worlds)
 
     def absorb(self, state: Tensor, x: Tensor) -> Tensor:
         """The state after one more transition `[worlds, X]`."""
-        last: Tensor = self.gru(self.body(x).relu().unsqueeze(0), state.unsqueeze(0))[1]
-        return last.squeeze(0)
+        last: Tensor = self.memory(x.unsqueeze(0), state)[1]
+        return last
 
     def belief(self, state: Tensor) -> Belief:
         """The belief that `state` stands for; N(0, I) where nothing has been seen."""

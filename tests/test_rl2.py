@@ -121,7 +121,7 @@ def test_values_run_across_episodes_and_stop_at_the_end_of_the_trial() -> None:
     # With lambda = 1 and gamma = 1 the target is the undiscounted return to the end of the trial.
     config = replace(SMALL, gamma=1.0, lam=1.0)
     agent, _, batch = collect(CountingFamily(), config)
-    scale = float((agent.return_norm.var + 1e-8).sqrt())
+    scale = float((agent.ppo.return_norm.var + 1e-8).sqrt())
     per_episode = 0 + 1 + 2 + 3
     assert float(batch.target[0, 0]) * scale == pytest.approx(3 * per_episode, rel=1e-4)
     assert float(batch.target[4, 0]) * scale == pytest.approx(2 * per_episode, rel=1e-4)

@@ -1,0 +1,46 @@
+"""The recurrent memory of agents that learn within a trial, and what it is fed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metarl.networks import CategoricalHead, GaussianHead, mlp
+
+
+class GRUMemory(nn.Module):
+    """A GRU over embedded inputs: of RL², of VariBAD's encoder and of PEARL's recurrent one.
+
+    `L` steps, `C` sequences, `X` numbers of an input, `H` of a state.
+    """
+
+    def __init__(self, embed: nn.Module, width: int, hidden: int) -> None:
+        """Remember in `hidden` numbers what `embed` makes of inputs, `[..., X] -> [..., width]`."""
+        super().__init__()
+        self.embed, self.gru = embed, nn.GRU(width, hidden)
+
+    @classmethod
+    def of(cls, inputs: int, width: int, hidden: int) -> GRUMemory:
+        """A memory of inputs with `inputs` numbers, embedded by one layer."""
+        return cls(mlp([inputs, width], nn.ReLU), width, hidden)
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return self.gru.hidden_size
+
+    def start(self, sequences: int) -> Tensor:
+        """Nothing seen: the state `[sequences, H]` is zero."""
+        return self.gru.weight_hh_l0.new_zeros(sequences, self.hidden)
+
+    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """States `[L, C, H]` after each input `x` `[L, C, X]`, from `[C, H]`, and the last one."""
+        states, last = self.gru(self.embed(x), hidden.unsqueeze(0))
+        return states, last.squeeze(0)
+
+
+def feedback(
+    head: GaussianHead | CategoricalHead, action: Tensor, reward: Tensor, done: Tensor
+) -> Tensor:
+    """What an action brought, as inputs of a memory: [a, r, d], `[..., A + 2]`."""
+    return torch.cat([head.encode(action), torch.stack([reward, done.float()], -1)], -1)
