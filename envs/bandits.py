@@ -9,7 +9,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from metarl.tasks import Family, Split, TaskBatch, striped
+from metarl.tasks import Family, RewardSite, Split, TaskBatch, TaskKind, striped
 from metarl.vector import Info, VectorEnv, box
 
 
@@ -43,6 +43,7 @@ class Bandit(Family):
     """
 
     name: ClassVar[str] = "bandit"
+    task_kind: ClassVar[TaskKind] = "continuous"
     episodes: int = 10
     """pulls per trial, n"""
     horizon: int = 1
@@ -59,6 +60,11 @@ class Bandit(Family):
     def observation_space(self) -> gym.spaces.Box:
         """A constant."""
         return box(0.0, 0.0, 1)
+
+    @property
+    def reward_site(self) -> RewardSite:
+        """The arm pulled."""
+        return "action"
 
     @property
     def action_space(self) -> gym.spaces.Discrete:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metarl.errors import UsageError
-from metarl.tasks import Family, Split, TaskBatch
+from metarl.tasks import Family, RewardSite, Split, TaskBatch, TaskKind
 from metarl.vector import Info, VectorEnv, box
 
 SIZE = 5
@@ -63,6 +63,7 @@ class GridNavi(Family):
     """
 
     name: ClassVar[str] = "gridnavi"
+    task_kind: ClassVar[TaskKind] = "one-hot"
     shared_splits: ClassVar[bool] = True
     episodes: int = 4
     horizon: int = 15
@@ -82,6 +83,11 @@ class GridNavi(Family):
     def observation_space(self) -> gym.spaces.Box:
         """The agent's cell."""
         return box(0.0, 1.0, CELLS) if self.observation == "one-hot" else box(0.0, SIZE - 1.0, 2)
+
+    @property
+    def reward_site(self) -> RewardSite:
+        """The cell stepped on, where the observation shows it as a one-hot vector."""
+        return "next-obs" if self.observation == "one-hot" else "none"
 
     @property
     def action_space(self) -> gym.spaces.Discrete:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metarl.envs.physics import CpuPhysics, Model, Physics, PhysicsWorlds, load_model
 from metarl.errors import UsageError
-from metarl.tasks import Family, Split, TaskBatch, striped
+from metarl.tasks import Family, Split, TaskBatch, TaskKind, striped
 from metarl.vector import Info, VectorEnv, box
 
 Preset = Literal["pearl", "promp"]
@@ -171,6 +171,7 @@ class HalfCheetahVel(HalfCheetah):
     """
 
     name: ClassVar[str] = "half-cheetah-vel"
+    task_kind: ClassVar[TaskKind] = "continuous"
     splits: ClassVar[tuple[Split, ...]] = ("train", "held-out", "out-of-range")
 
     def sample_tasks(self, n: int, split: Split, generator: torch.Generator) -> TargetSpeed:
@@ -212,6 +213,7 @@ class HalfCheetahDir(HalfCheetah):
     """
 
     name: ClassVar[str] = "half-cheetah-dir"
+    task_kind: ClassVar[TaskKind] = "continuous"
     shared_splits: ClassVar[bool] = True
 
     @property

@@ -15,7 +15,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from metarl.tasks import Family, Split, TaskBatch, striped
+from metarl.tasks import Family, Split, TaskBatch, TaskKind, striped
 from metarl.vector import Info, VectorEnv, box
 
 STEP = 0.1
@@ -124,6 +124,7 @@ class PointDense(PointFamily):
     """
 
     name: ClassVar[str] = "point-dense"
+    task_kind: ClassVar[TaskKind] = "continuous"
     start_half: ClassVar[float] = 1.0
     episodes: int = 3
     horizon: int = 20
@@ -163,6 +164,7 @@ class PointSparse(PointFamily):
     """
 
     name: ClassVar[str] = "point-sparse"
+    task_kind: ClassVar[TaskKind] = "continuous"
     sparse: ClassVar[bool] = True
     episodes: int = 5
     horizon: int = 20
@@ -203,6 +205,7 @@ class Navigation2D(PointFamily):
     """
 
     name: ClassVar[str] = "navigation-2d"
+    task_kind: ClassVar[TaskKind] = "continuous"
     episodes: int = 2
     horizon: int = 100
 

@@ -10,7 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from metarl.tasks import Family, Split, TaskBatch, striped
+from metarl.tasks import Family, Split, TaskBatch, TaskKind, striped
 from metarl.vector import Info, VectorEnv, box
 
 PLANNED_STEPS = 10
@@ -60,6 +60,7 @@ class TabularMDP(Family):
     """
 
     name: ClassVar[str] = "tabular-mdp"
+    task_kind: ClassVar[TaskKind] = "continuous"
     episodes: int = 10
     """episodes per trial, n"""
     horizon: int = 10

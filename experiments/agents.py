@@ -53,6 +53,12 @@ AGENTS: dict[str, AgentEntry] = {
         "metarl.agents.pearl:PearlConfig",
         "the same with the published networks, batches and SAC, for a GPU",
     ),
+    "varibad": AgentEntry(
+        "metarl.agents.varibad:VariBAD",
+        "metarl.agents.varibad:VariBADConfig",
+        "a policy on its belief over tasks, which an auto-encoder infers (VariBAD)",
+        ablation_names="metarl.agents.varibad:ABLATIONS",
+    ),
     "maml": AgentEntry(
         "metarl.agents.maml:MAML",
         "metarl.agents.maml:MAMLConfig",

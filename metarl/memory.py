@@ -31,7 +31,7 @@ class GRUMemory(nn.Module):
 
     def start(self, sequences: int) -> Tensor:
         """Nothing seen: the state `[sequences, H]` is zero."""
-        return self.gru.weight_hh_l0.new_zeros(sequences, self.hidden)
+        return next(self.gru.parameters()).new_zeros(sequences, self.hidden)
 
     def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """States `[L, C, H]` after each input `x` `[L, C, X]`, from `[C, H]`, and the last one."""

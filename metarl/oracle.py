@@ -27,8 +27,8 @@ class TaskInObservation(Family):
         return cls(episodes=family.episodes, horizon=family.horizon, family=family)
 
     def __post_init__(self) -> None:
-        """Name and splits are those of the family inside."""
-        for name in ("name", "splits", "shared_splits"):
+        """Name, splits and kind of task are those of the family inside."""
+        for name in ("name", "splits", "shared_splits", "task_kind"):
             object.__setattr__(self, name, getattr(self.family, name))
 
     @property

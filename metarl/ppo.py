@@ -108,7 +108,7 @@ class Batch:
 
     `obs` is normalised, `x` the input of the memory, `hidden` its state before the step (a chunk
     starts from its first), `privileged` what only the critic sees: task features and time.
-    `weight` is 1 where the step may be learned from.
+    `known` is what the policy knew. `weight` is 1 where the step may be learned from.
     """
 
     obs: Tensor
@@ -116,6 +116,7 @@ class Batch:
     privileged: Tensor
     action: Tensor
     hidden: Tensor
+    known: Tensor
     log_prob: Tensor
     advantage: Tensor
     target: Tensor
@@ -202,6 +203,7 @@ class PPO:
             privileged=privileged,
             action=action,
             hidden=hidden,
+            known=known,
             log_prob=chances.log_prob(action),
             advantage=masked_standardize(advantage, valid.float()),
             target=value + advantage,

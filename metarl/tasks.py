@@ -16,6 +16,8 @@ from metarl.vector import VectorEnv
 
 Split = Literal["train", "held-out", "out-of-range"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+TaskKind = Literal["continuous", "one-hot", "unknown"]
+RewardSite = Literal["none", "next-obs", "action"]
 
 STRIPES = 1000
 """Into how many stripes `striped` cuts an interval."""
@@ -108,6 +110,10 @@ class Spec:
     """K, episodes per trial"""
     horizon: int
     """H, steps per episode"""
+    task_kind: TaskKind = "unknown"
+    """what the features of a task are, for those who predict them"""
+    reward_site: RewardSite = "none"
+    """which one-hot vector alone decides, in a given task, about a reward with two values"""
 
     @property
     def obs_dim(self) -> int:
@@ -123,6 +129,8 @@ class Family(ABC):
     splits: ClassVar[tuple[Split, ...]] = ("train", "held-out")
     shared_splits: ClassVar[bool] = False
     """True where the published protocol tests on the very tasks that it trains on."""
+    task_kind: ClassVar[TaskKind] = "unknown"
+    """What the features of a task are: numbers, one choice of several, or something else."""
     episodes: int
     """episodes per trial, K"""
     horizon: int
@@ -159,6 +167,14 @@ class Family(ABC):
         """Build `num_worlds` worlds that step together; `threads` is for families with physics."""
 
     @property
+    def reward_site(self) -> RewardSite:
+        """Which one-hot vector decides, in a given task, whether a reward is high or low.
+
+        The reward has two values, the high one above 0; `none` where it is not so.
+        """
+        return "none"
+
+    @property
     def task_dim(self) -> int:
         """F, the number of features that describe a task to an oracle."""
         return self.sample_tasks(1, "train", torch.Generator()).features().shape[-1]
@@ -166,7 +182,13 @@ class Family(ABC):
     def spec(self) -> Spec:
         """The spaces and sizes that an agent is built from."""
         return Spec(
-            self.observation_space, self.action_space, self.task_dim, self.episodes, self.horizon
+            self.observation_space,
+            self.action_space,
+            self.task_dim,
+            self.episodes,
+            self.horizon,
+            self.task_kind,
+            self.reward_site,
         )
 
     def require_count(self, option: str, value: object, least: int = 1) -> None:
