@@ -30,6 +30,7 @@ COLOURS = {
     "rl2": "#0072B2",
     "non-adaptive": "#D55E00",
     "oracle": "#009E73",
+    "varibad": "#117733",
     "pearl": "#CC79A7",
     "pearl-paper": "#8C564B",
     "maml": "#6A51A3",

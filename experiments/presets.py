@@ -6,7 +6,7 @@ in `experiments/RESULTS.md`.
 
 from __future__ import annotations
 
-from metarl.experiments import gradient_presets
+from metarl.experiments import gradient_presets, varibad_presets
 from metarl.experiments.gradient_presets import ROBOTS, Options
 
 # Small discrete families: trials are short enough for full back-propagation, and entropy keeps the
@@ -256,6 +256,7 @@ _PEARL_FAMILY: dict[str, Options] = {
 
 _PRESETS: dict[str, tuple[dict[str, Options], dict[str, Options]]] = {
     **dict.fromkeys(("rl2", "non-adaptive", "oracle"), (_AGENT, _TRAINING)),
+    "varibad": (varibad_presets.AGENT, varibad_presets.TRAINING),
     "pearl": (_PEARL, _PEARL_TRAINING),
     "pearl-paper": (_PEARL_PAPER, _PEARL_PAPER_TRAINING),
     "maml": (gradient_presets.MAML, gradient_presets.TRAINING),

@@ -20,7 +20,9 @@ from metarl.experiments.cli import main
 PRELOADED = (
     "metarl.agents.pearl",
     "metarl.agents.rl2",
+    "metarl.agents.varibad",
     "metarl.envs.bandits",
+    "metarl.envs.gridnavi",
     "metarl.envs.half_cheetah",
     "metarl.envs.point_robots",
     "metarl.experiments.commands.fewshot",

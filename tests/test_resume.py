@@ -36,6 +36,12 @@ PEARL_AS_PUBLISHED = [
     *["pearl", "point-dense", *PEARL[2:], "--variant", "paper", "--encoder", "recurrent"],
     *["--independent", "0.5", "--context-episodes", "2", "--initial-actions", "repeated"],
 ]
+# The buffer of trials overflows in the third iteration.
+VARIBAD = [
+    *["varibad", "gridnavi", *SMALL, "--family.episodes", "2", "--latent", "3", "--capacity", "9"],
+    *["--vae-updates", "2", "--vae-batch", "4", "--beliefs", "5", "--decodes", "6"],
+    *["--total-steps", "1440", "--evaluate-every", "480"],
+]
 # "auto" would measure which executor is faster, and the whole run may have measured otherwise.
 FEWSHOT = [
     *["fewshot", "maml", "sinusoid", "--executor", "vectorised", "--seed", "3", "--iterations"],
@@ -47,6 +53,7 @@ ROWS = {
     "half-cheetah-vel": 4 + 2,
     "point-sparse": 11 + 3,
     "point-dense": 11 + 3,
+    "gridnavi": 12 + 3,
     "maml": 12 + 3,
 }
 """lines of metrics.jsonl: iterations and evaluations"""
@@ -54,10 +61,16 @@ GENERATORS = ("optimizer", "generator", "task_generator")
 PARTS = {
     "rl2": ("network", "return_norm", *GENERATORS),
     "pearl": ("networks", *GENERATORS),
+    "varibad": ("network", "return_norm", "vae_optimizer", *GENERATORS),
     "fewshot-maml": ("network", "optimizer", "generator", "executor"),
 }
 """what has to be among the saved state of an agent"""
-STREAMS = {"rl2": set(), "pearl": {"replay", "contexts"}, "fewshot-maml": set()}
+STREAMS = {
+    "rl2": set(),
+    "pearl": {"replay", "contexts"},
+    "varibad": {"trials"},
+    "fewshot-maml": set(),
+}
 """the memories that are saved beside it"""
 
 
@@ -97,7 +110,7 @@ def server():
 def whole(server, tmp_path_factory):
     """Runs that were never interrupted, by family."""
     made = {}
-    for words in (BANDIT, CHEETAH, PEARL, PEARL_AS_PUBLISHED, FEWSHOT):
+    for words in (BANDIT, CHEETAH, PEARL, PEARL_AS_PUBLISHED, VARIBAD, FEWSHOT):
         path = tmp_path_factory.mktemp("whole") / "run"
         assert server.train(path, words) == 0, server.log.read_text()
         assert len((path / "metrics.jsonl").read_text().splitlines()) == ROWS[words[1]]
@@ -161,8 +174,15 @@ def interrupt(server, folder, words, number, count, seed):
 
 @pytest.mark.parametrize(
     ("words", "count"),
-    [(BANDIT, 20), (CHEETAH, 2), (PEARL, 10), (PEARL_AS_PUBLISHED, 3), (FEWSHOT, 6)],
-    ids=["bandit", "cheetah", "pearl", "pearl-as-published", "fewshot"],
+    [
+        (BANDIT, 20),
+        (CHEETAH, 2),
+        (PEARL, 10),
+        (PEARL_AS_PUBLISHED, 3),
+        (VARIBAD, 6),
+        (FEWSHOT, 6),
+    ],
+    ids=["bandit", "cheetah", "pearl", "pearl-as-published", "varibad", "fewshot"],
 )
 def test_killed_at_random_moments(server, whole, tmp_path, words, count):
     for path, code in interrupt(server, tmp_path, words, signal.SIGKILL, count, seed=1):
