@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metarl.errors import UsageError
+from metarl.rollout import Rollout
 from metarl.tasks import Family, RewardSite, Split, TaskBatch, TaskKind
 from metarl.vector import Info, VectorEnv, box
 
@@ -112,6 +113,17 @@ class GridNavi(Family):
         """Build `num_worlds` grids; `threads` is ignored, torch does the work."""
         return GridWorlds(self, num_worlds, device=device, seed=seed)
 
+    def cells(self, obs: Tensor) -> Tensor:
+        """The cells, int64 `[...]`, that observations `[..., O]` show."""
+        if self.observation == "one-hot":
+            return obs.argmax(-1)
+        return (SIZE * obs[..., 0] + obs[..., 1]).long()
+
+    def figures(self, rollout: Rollout) -> dict[str, float]:
+        """How well the first episode is used for looking: `exploration`."""
+        share = exploration(self.cells(rollout.final_obs), rollout)
+        return {} if share is None else {"exploration": share}
+
 
 def neighbours() -> Tensor:
     """Where each action leads, int64 `[25 * 5]`: entry `5 * cell + action` is the next cell."""
@@ -119,6 +131,30 @@ def neighbours() -> Tensor:
     xy = torch.stack([cell // SIZE, cell % SIZE], dim=-1)
     moved = (xy.unsqueeze(1) + torch.tensor(MOVES)).clamp(0, SIZE - 1)
     return (SIZE * moved[..., 0] + moved[..., 1]).flatten()
+
+
+def exploration(cells: Tensor, rollout: Rollout) -> float | None:
+    """The share of steps that look into a new cell, while the goal is still to be found.
+
+    Counted are the steps of the first episode from the second on (no goal can be reached in one),
+    up to and with the one that finds the goal. The share of those that enter a cell where the goal
+    may be, and which was not entered before, is taken over the steps of all trials together. None
+    where there are no such steps.
+
+    Args:
+        cells: int64 `[T, N, W]`, where each step led.
+        rollout: the trials.
+    """
+    first = rollout.active & (rollout.episode == 0)
+    steps = int(first.flatten(1).any(-1).sum())
+    cells, first, on_goal = cells[:steps], first[:steps], rollout.reward[:steps] == ON_GOAL
+    counted = first & (rollout.elapsed[:steps] > 0) & (on_goal.cumsum(0) - on_goal.long() == 0)
+    entered = torch.nn.functional.one_hot(cells, CELLS)
+    again = (entered.cumsum(0) - entered).gather(-1, cells.unsqueeze(-1)).squeeze(-1) > 0
+    candidate = torch.zeros(CELLS, dtype=torch.bool, device=cells.device)
+    candidate[list(GOALS)] = True
+    total = int(counted.sum())
+    return int((counted & candidate[cells] & ~again).sum()) / total if total else None
 
 
 class GridWorlds(VectorEnv):

@@ -79,6 +79,11 @@ class AdaptationCurve:
         return int(self.info.get("worlds_per_task", 1))
 
     @property
+    def figures(self) -> dict[str, float]:
+        """What is of interest for this family alone, by name."""
+        return dict(self.info.get("figures", {}))
+
+    @property
     def seen(self) -> list[int]:
         """`[K]`: how many episodes of the task went before each, in all of its worlds."""
         return [k * self.worlds_per_task for k in range(self.episodes)]
@@ -139,7 +144,7 @@ def evaluate(
         tasks: N tasks, usually held out.
         episodes: K.
         seed: restarts the worlds' random streams, so that equal calls give equal curves.
-        info: kept with the curve.
+        info: kept with the curve, beside the family's own `figures` of these trials if it has any.
     """
     env.set_tasks(tasks)
     env.reset(seed=seed)
@@ -148,6 +153,7 @@ def evaluate(
     defined = not bool(rollout.success.isnan().any())
     lengths = rollout.per_episode(torch.ones_like(rollout.reward), episodes)
     steps, low, high = _reward_by_step(rollout)
+    figures = env.family.figures(rollout)
     return AdaptationCurve(
         returns=rollout.per_episode(rollout.reward, episodes).double().mean(1).tolist(),
         lengths=lengths.double().mean(1).tolist(),
@@ -156,7 +162,7 @@ def evaluate(
         step_reward=steps.tolist(),
         step_low=low.tolist(),
         step_high=high.tolist(),
-        info=dict(info or {}),
+        info={**(info or {}), **({"figures": figures} if figures else {})},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.rollout import Rollout
 from metarl.tasks import Family, Split, TaskBatch
 from metarl.vector import Info, VectorEnv, box
 
@@ -58,6 +59,12 @@ class TaskInObservation(Family):
         """The family's worlds, seen through a wrapper that appends the task."""
         inner = self.family.make_worlds(num_worlds, device=device, seed=seed, threads=threads)
         return TaskInObservationEnv(self, inner)
+
+    def figures(self, rollout: Rollout) -> dict[str, float]:
+        """The family's own, which knows nothing of the appended task."""
+        own = self.family.observation_space.low.size
+        shown = {"obs": rollout.obs[..., :own], "final_obs": rollout.final_obs[..., :own]}
+        return self.family.figures(replace(rollout, **shown))
 
 
 class TaskInObservationEnv(VectorEnv):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
 
 import gymnasium as gym
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from metarl.errors import UsageError
 from metarl.vector import VectorEnv
+
+if TYPE_CHECKING:
+    from metarl.rollout import Rollout
 
 Split = Literal["train", "held-out", "out-of-range"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -173,6 +176,10 @@ class Family(ABC):
         The reward has two values, the high one above 0; `none` where it is not so.
         """
         return "none"
+
+    def figures(self, rollout: Rollout) -> dict[str, float]:
+        """Further figures of trials, by name, that are of interest for this family alone."""
+        return {}
 
     @property
     def task_dim(self) -> int:
