@@ -25,9 +25,6 @@ _DISCRETE: Options = {
     "decoder_layers": (32, 32),
     "kl_weight": 0.01,
     "vae_updates": 40,
-    "vae_batch": 64,
-    "vae_learning_rate": 2e-3,
-    "vae_max_grad_norm": 1000.0,
 }
 AGENT: dict[str, Options] = {
     "gridnavi": {**_DISCRETE, "reward_decoder": "heads", "entropy": 0.1},
@@ -43,7 +40,7 @@ AGENT: dict[str, Options] = {
 
 _ROBOT: Options = {"num_worlds": 64, "evaluate_every": 500_000, "checkpoint_every": 5}
 TRAINING: dict[str, Options] = {
-    "gridnavi": {"total_steps": 8_000_000, "num_worlds": 512, "evaluate_every": 250_000},
+    "gridnavi": {"total_steps": 12_000_000, "num_worlds": 512, "evaluate_every": 250_000},
     "bandit": {"total_steps": 3_000_000, "num_worlds": 1024, "evaluate_every": 300_000},
     "tabular-mdp": {"total_steps": 8_000_000, "num_worlds": 512, "evaluate_every": 1_000_000},
     "maze": {"total_steps": 3_000_000, "num_worlds": 64, "evaluate_every": 300_000},
