@@ -12,8 +12,9 @@ from typing import Any
 
 Options = dict[str, Any]
 
-# Trials so short that every belief predicts every step.
+# Trials so short that every belief predicts every step; and others where a part says enough.
 _WHOLE: Options = {"beliefs": 0, "decodes": 0}
+_PART: Options = {"beliefs": 25, "decodes": 25}
 _DISCRETE: Options = {
     **_WHOLE,
     "layers": (64,),
@@ -29,10 +30,10 @@ _DISCRETE: Options = {
 AGENT: dict[str, Options] = {
     "gridnavi": {**_DISCRETE, "reward_decoder": "heads", "entropy": 0.1},
     "bandit": {**_DISCRETE, "reward_decoder": "heads", "minibatches": 8, "entropy": 0.05},
-    "tabular-mdp": {**_DISCRETE, "layers": (128,), "latent": 20, "entropy": 0.03},
-    "maze": {**_DISCRETE, "beliefs": 50, "decodes": 50, "layers": (64, 64), "entropy": 0.01},
-    "point-dense": {"gamma": 0.95, **_WHOLE},
-    "point-sparse": {"gamma": 0.95, "entropy": 0.001, **_WHOLE},
+    "tabular-mdp": {**_DISCRETE, **_PART, "layers": (128,), "latent": 20, "entropy": 0.03},
+    "maze": {**_DISCRETE, **_PART, "layers": (64, 64), "entropy": 0.01, "vae_updates": 10},
+    "point-dense": {"gamma": 0.95, **_PART},
+    "point-sparse": {"gamma": 0.95, "entropy": 0.001, **_PART},
     "navigation-2d": {"gamma": 0.95},
     "half-cheetah-vel": {},
     "half-cheetah-dir": {},
