@@ -26,7 +26,7 @@ from metarl.distributions import Gaussian
 from metarl.errors import require_between, require_positive
 from metarl.generators import policy_generator
 from metarl.networks import CategoricalHead, RunningNorm
-from metarl.optimization import gradient_step, load_optimizer
+from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
 from metarl.policy import Step
 from metarl.ppo import PPO, ActorCritic, Batch, PPOConfig
 from metarl.replay import MultiTaskReplay
@@ -49,7 +49,9 @@ class VariBADConfig(PPOConfig, InferenceConfig):
     vae_batch: int = 64
     """trials of such a step"""
     vae_learning_rate: float = 2e-3
-    """Adam's step size there"""
+    """Adam's step size there at the start"""
+    vae_final_learning_rate: float = 2e-4
+    """and at the end of the budget; linear in between"""
     capacity: int = 1000
     """trials in the buffer, before the oldest are overwritten"""
     encoder_gradients: bool = False
@@ -61,6 +63,7 @@ class VariBADConfig(PPOConfig, InferenceConfig):
         InferenceConfig.__post_init__(self)
         require_between(self, ("vae_updates", "vae_batch", "capacity"), self.name, 1)
         require_positive(self, ("vae_learning_rate",), self.name)
+        require_between(self, ("vae_final_learning_rate",), self.name, 0)
 
 
 class VariBADNetwork(nn.Module):
@@ -222,7 +225,7 @@ class VariBAD:
         network.actor_critic.obs_norm.update(rollout.obs[rollout.valid])
         network.belief_norm.update(torch.cat([belief.mean, belief.log_std], -1)[valid])
         self.remember(rollout, features)
-        figures |= self.infer()
+        figures |= self.infer(min(progress, 1.0))
         returns = rollout.per_episode(rollout.reward, self.spec.episodes).mean((0, 1)).tolist()
         ends = {"return_first": returns[0], "return_last": returns[-1]}
         return {"steps": rollout.steps, **ends, **figures}
@@ -272,18 +275,23 @@ class VariBAD:
         steps = {name: x[0].transpose(0, 1) for name, x in drawn.items()}
         return self.network.trials({**steps, "features": features})
 
-    def infer(self) -> dict[str, float]:
+    def infer(self, progress: float = 0.0) -> dict[str, float]:
         """Gradient steps of the auto-encoder on trials out of the buffer.
+
+        The step size is annealed by `progress`, in [0, 1].
 
         Raises:
             TrainingError: if a gradient is not finite.
         """
-        records: list[dict[str, float]] = []
-        for _ in range(self.config.vae_updates):
-            terms = elbo(self.network.vae, self.sample(), self.config, self.generator)
+        config, records = self.config, list[dict[str, float]]()
+        rates = config.vae_learning_rate, config.vae_final_learning_rate
+        set_learning_rate(self.vae_optimizer, *rates, progress)
+        for _ in range(config.vae_updates):
+            terms = elbo(self.network.vae, self.sample(), config, self.generator)
             loss = -terms["total"].mean()
-            # Sums have large gradients, and Adam does not mind: they are not cut.
-            gradient_step(loss, self.vae_optimizer, float("inf"), "varibad")
+            # A sum's gradient is nearly always cut: Adam then sees its direction alone, and one
+            # batch out of the ordinary cannot throw the belief, on which the policy stands, over.
+            gradient_step(loss, self.vae_optimizer, config.max_grad_norm, config.name)
             records.append({name: float(x.detach().mean()) for name, x in terms.items()})
         return {f"elbo/{name}": fmean(record[name] for record in records) for name in records[0]}
 
