@@ -7,7 +7,7 @@ world at a time and wants the largest expected return of the whole trial, withou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -56,26 +56,31 @@ class Reference:
         }
 
 
-def bayes_optimal(family: Family, *, quick: bool = False) -> Reference | None:
+def bayes_optimal(
+    family: Family, episodes: int | None = None, *, quick: bool = False
+) -> Reference | None:
     """The reference of `family`; None if it has none.
 
     Args:
-        family: with the number of episodes that a trial shall have. What an oracle sees beyond that
-            of its family makes no difference: the reference does not see it.
+        family: what it is the reference of. It does not see the task where an oracle does.
+        episodes: K, episodes of a trial; those of the family if not given.
         quick: None, too, where it takes longer than about three seconds.
 
     Raises:
-        UsageError: if it would take minutes.
+        UsageError: if it would take minutes, or `episodes` is no number of episodes.
     """
     if isinstance(family, TaskInObservation):
-        return bayes_optimal(family.family, quick=quick)
-    # Their subclasses may play by other rules.
-    if type(family) is GridNavi:
+        family = family.family
+    # Subclasses may play by other rules.
+    if type(family) not in (GridNavi, Bandit):
+        return None
+    if episodes is not None:
+        family = replace(family, episodes=episodes)
+    if isinstance(family, GridNavi):
         policy = partial(BayesOptimalGridNavi, family)
         return Reference("Bayes-optimal", expected_returns(family), True, 0.0, policy)
-    if type(family) is Bandit and not (quick and pulls_of(family) > QUICK_PULLS):
-        return _of_bandit(family)
-    return None
+    assert isinstance(family, Bandit)
+    return None if quick and pulls_of(family) > QUICK_PULLS else _of_bandit(family)
 
 
 def _of_bandit(family: Bandit) -> Reference:

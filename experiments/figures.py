@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from metarl.adaptation import AdaptationCurve, Summary, pool, summarize
+from metarl.envs.bayes_optimal import Reference
 from metarl.experiments.metrics import Metrics
 from metarl.experiments.printing import write_file
 
@@ -67,6 +69,8 @@ LEGEND_WIDTH = 105
 """letters that fit into a line of the legend"""
 LOG_RATIO = 4
 """Training budgets that differ by more than this share a logarithmic axis."""
+REFERENCE: dict[str, Any] = {"color": "#6b6b6b", "linestyle": "--", "linewidth": 1.4}
+"""How the best possible policy is drawn."""
 MANY_EPISODES = 12
 """With more episodes than this, a line with a band replaces points with bars."""
 
@@ -88,18 +92,23 @@ class Series:
 Panel = Callable[[Axes, Sequence[Series]], None]
 
 
-def adaptation_figure(series: Sequence[Series], title: str = "") -> Figure:
+def adaptation_figure(
+    series: Sequence[Series], title: str = "", reference: Reference | None = None
+) -> Figure:
     """Return by episode, beside what shows adaptation in more detail.
 
     That is the steps that an episode takes where these differ, else the reward by step; where an
-    episode is a single step, that would be the same picture again.
+    episode is a single step, that would be the same picture again. A dashed line shows what the
+    best possible policy reaches, where the `reference` tells.
     """
     curves = [curve for one in series for curve in one.curves]
+    panels: list[Panel] = [partial(returns_by_episode, reference=reference)]
+    widths = None
     if lengths_vary(curves):
-        return layout(series, [returns_by_episode, steps_by_episode], title)
-    if all(len(curve.step_reward) <= curve.episodes for curve in curves):
-        return layout(series, [returns_by_episode], title)
-    return layout(series, [returns_by_episode, reward_by_step], title, widths=[2, 3])
+        panels.append(steps_by_episode)
+    elif any(len(curve.step_reward) > curve.episodes for curve in curves):
+        panels, widths = [*panels, reward_by_step], [2, 3]
+    return layout(series, panels, title, widths=widths, reference=reference)
 
 
 def lengths_vary(curves: Sequence[AdaptationCurve]) -> bool:
@@ -114,6 +123,7 @@ def layout(
     *,
     widths: Sequence[float] | None = None,
     size: tuple[float, float] = (10.0, 3.9),
+    reference: Reference | None = None,
 ) -> Figure:
     """Panels in a row under one legend.
 
@@ -123,6 +133,7 @@ def layout(
         title: a line above everything.
         widths: of the panels, relative to each other.
         size: inches of the figure.
+        reference: what a panel shows dashed, for the legend.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -133,6 +144,8 @@ def layout(
         handles = [
             Line2D([], [], color=s.colour, marker="o", markersize=5, label=s.label) for s in shown
         ]
+        if reference is not None:
+            handles.append(Line2D([], [], label=reference.name, **REFERENCE))
         # An outside legend takes its room from the layout and never covers data or the title.
         figure.legend(
             handles=handles,
@@ -157,9 +170,16 @@ def coloured(series: Sequence[Series]) -> list[Series]:
     ]
 
 
-def returns_by_episode(ax: Axes, series: Sequence[Series]) -> None:
-    """Mean return of episode 1, 2, ... K with its interval."""
-    _by_episode(ax, [(pool(one.curves), one) for one in series if one.curves])
+def returns_by_episode(
+    ax: Axes, series: Sequence[Series], reference: Reference | None = None
+) -> None:
+    """Mean return of episode 1, 2, ... K with its interval, and dashed the best possible one."""
+    first = _by_episode(ax, [(pool(one.curves), one) for one in series if one.curves])
+    if reference is not None and len(reference.returns) > 1:
+        x = first + np.arange(len(reference.returns))
+        ax.plot(x, reference.returns, zorder=2.5, **REFERENCE)
+    elif reference is not None:
+        ax.axhline(reference.returns[0], zorder=2.5, **REFERENCE)
     ax.set(title="Return per episode")
 
 
@@ -174,19 +194,23 @@ def pool_lengths(curves: Sequence[AdaptationCurve]) -> Summary:
     return summarize(np.stack([np.asarray(curve.lengths) for curve in curves]))
 
 
-def _by_episode(ax: Axes, summaries: Sequence[tuple[Summary, Series]]) -> None:
-    """Means with intervals, `[K]` each: points with bars, or a line with a band if K is large.
+def _by_episode(ax: Axes, summaries: Sequence[tuple[Summary, Series]]) -> float:
+    """Draw means with intervals, `[K]` each: points with bars, or a line with a band if K is large.
 
     Against the number of the episode; where agents try a task in several worlds at once, against
     how many episodes of it they have seen before, so that all are compared at equal experience.
+
+    Returns:
+        Where the first episode is: at 1, or at 0 in the second case.
     """
     plain = all(one.curves[0].worlds_per_task == 1 for _, one in summaries)
+    first = 1.0 if plain else 0.0
     apart = 0.05 * (1 if plain else max(one.curves[0].worlds_per_task for _, one in summaries))
     for index, (summary, one) in enumerate(summaries):
         mean, low, high = (
             np.asarray(x) for x in (summary.mean, summary.mean_low, summary.mean_high)
         )
-        x = np.asarray(one.curves[0].seen, dtype=np.float64) + (1.0 if plain else 0.0)
+        x = np.asarray(one.curves[0].seen, dtype=np.float64) + first
         if len(x) > MANY_EPISODES:
             _band(ax, x, mean, low, high, one.colour)
             continue
@@ -198,6 +222,7 @@ def _by_episode(ax: Axes, summaries: Sequence[tuple[Summary, Series]]) -> None:
             ax.set_xlim(0.5, len(x) + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("episode of the trial" if plain else "episodes of the task seen before")
+    return first
 
 
 def reward_by_step(ax: Axes, series: Sequence[Series]) -> None:

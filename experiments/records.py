@@ -12,8 +12,11 @@ from typing import Any
 from metarl.adaptation import AdaptationCurve
 from metarl.checkpoint import list_checkpoints
 from metarl.configs import config_hash
+from metarl.envs.bayes_optimal import Reference, bayes_optimal
+from metarl.envs.registry import FAMILIES
+from metarl.errors import UsageError
 from metarl.experiments.evaluation import Protocol, evaluate_run, save_curve, saved_curves
-from metarl.experiments.loading import open_agent_folder, open_run
+from metarl.experiments.loading import family_of, open_agent_folder, open_run
 from metarl.experiments.metrics import Metrics
 from metarl.runs import RunFolder
 
@@ -107,6 +110,19 @@ class Comparison:
     """in the order in which their runs were given"""
     protocol: Protocol
     """what every run has a curve of"""
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """What the best possible policy reaches, where that is known and quick to tell."""
+        folder = self.groups[0].runs[0].folder
+        if folder.config.family not in FAMILIES:
+            return None
+        try:
+            family = family_of(folder.config, str(folder.path))
+        except UsageError:  # curves can be shown of a family whose options have changed since
+            return None
+        episodes = self.groups[0].curves(self.protocol)[0].episodes
+        return bayes_optimal(family, episodes, quick=True)
 
     def others(self) -> list[tuple[Group, Protocol, str]]:
         """What else some runs have a curve of: other ablations, splits, numbers of episodes."""

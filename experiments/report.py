@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from metarl.adaptation import AdaptationCurve, Summary, pool, summarize
+from metarl.envs.bayes_optimal import Reference
 from metarl.errors import UsageError
 from metarl.experiments.commands.train import command_of
 from metarl.experiments.evaluation import Protocol
@@ -64,7 +65,7 @@ def write_report(paths: Sequence[Path], out: Path) -> list[dict[str, Any]]:
 
 def figures_of(comparison: Comparison) -> list[dict[str, Any]]:
     """The summary of each agent as plain values."""
-    rows = []
+    rows, reference = [], comparison.reference
     for group in comparison.groups:
         curves = group.curves(comparison.protocol)
         summary, success = pool(curves), pool_success(curves)
@@ -81,6 +82,7 @@ def figures_of(comparison: Comparison) -> list[dict[str, Any]]:
                 "tasks": comparison.protocol.tasks,
                 "split": comparison.protocol.split,
                 "seed": comparison.protocol.seed,
+                "reference": None if reference is None else reference.plain(),
             }
         )
     return rows
@@ -97,12 +99,12 @@ def pool_success(curves: Sequence[AdaptationCurve]) -> Summary | None:
 
 def section(comparison: Comparison) -> list[Html]:
     """Everything about one family."""
-    protocol, groups = comparison.protocol, comparison.groups
+    protocol, groups, reference = comparison.protocol, comparison.groups, comparison.reference
     series = coloured(
         [Series(g.label, g.curves(protocol), [run.metrics for run in g.runs]) for g in groups]
     )
     names = ", ".join(one.label for one in series)
-    rows = [
+    rows: list[list[object]] = [
         [
             Html(dot(one.colour) + tag("b", one.label)),
             len(group.runs),
@@ -111,14 +113,16 @@ def section(comparison: Comparison) -> list[Html]:
         ]
         for one, group in zip(series, groups, strict=True)
     ]
+    if reference is not None:
+        rows.append(_reference_row(reference, len(rows[0])))
     return [
         tag("h2", comparison.family),
         tag("p", _describe(protocol), css="soft"),
         tag("h3", "Return by episode"),
         table(["agent", "runs", "training", *_heads(series[0].curves[0])], rows),
-        tag("p", INTERVALS + _shared(series), css="soft note"),
+        tag("p", INTERVALS + _shared(series) + _about(reference), css="soft note"),
         image(
-            adaptation_figure(series),
+            adaptation_figure(series, reference=reference),
             f"return by episode and reward by step of {names}",
             "Along a trial, means over tasks with 95 % intervals. A policy that adapts gets better "
             "from step to step and from episode to episode; dotted lines part the episodes.",
@@ -153,6 +157,29 @@ def _shared(series: Sequence[Series]) -> str:
         for one in series
         if (worlds := one.curves[0].worlds_per_task) > 1
     )
+
+
+def _about(reference: Reference | None) -> str:
+    """What the dashed line means."""
+    if reference is None:
+        return ""
+    how = (
+        "computed exactly"
+        if reference.exact
+        else f"nearly so, valued by simulation with a standard error of {reference.error:.2g}"
+    )
+    return (
+        f" {reference.name}, dashed: the expected return of the policy that is best over the whole "
+        f"trial for all who do not know the task, {how}."
+    )
+
+
+def _reference_row(reference: Reference, width: int) -> list[object]:
+    """The best possible policy, in a table whose other rows are those of agents."""
+    returns = reference.returns
+    numbers = [returns[k] for k in _shown(len(returns))] + [sum(returns)] * (len(returns) > 1)
+    cells = [tag("b", reference.name), "", "", *(tag("b", _number(x)) for x in numbers)]
+    return [*cells, *[""] * (width - len(cells))]
 
 
 def _other_curves(comparison: Comparison) -> list[Html]:

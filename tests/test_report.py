@@ -12,6 +12,7 @@ import pytest
 
 from metarl.adaptation import AdaptationCurve, pool
 from metarl.checkpoint import save_checkpoint
+from metarl.envs.bayes_optimal import Reference
 from metarl.experiments import figures
 from metarl.experiments.cli import main
 from metarl.experiments.commands.train import parse_pair, run_config
@@ -147,6 +148,16 @@ def test_the_page_shows_what_was_measured(report):
     assert text.count("metarl report") == 2
 
 
+def test_the_best_that_is_possible_stands_beside_the_agents(report):
+    source, rows, _ = report
+    best = rows[0]["reference"]
+    assert best["total"] == pytest.approx(37.214, abs=1e-3)
+    assert all(row["reference"] == best for row in rows)
+    table = Page(source).text.partition("Return by episode")[2].partition("Learning")[0]
+    assert "Bayes-optimal 4.00 11.07 11.07 11.07 37.21" in table
+    assert "Bayes-optimal, dashed" in table
+
+
 def test_a_run_without_a_curve_is_measured_like_the_others(tmp_path):
     paths = [
         make_run(tmp_path / "measured", curves=[curve(1.0, tasks=7)]),
@@ -194,6 +205,16 @@ def test_many_episodes_are_shown_in_part(tmp_path):
     assert "episode 20" in text
     assert "episode 13" not in text
     assert "190.0" in text  # the whole trial: 0 + 1 + ... + 19
+    assert "Bayes-optimal 0.50" in text  # the first of 20 pulls
+
+
+def test_a_family_of_other_options_has_no_reference(tmp_path):
+    path = make_run(tmp_path / "run", curves=[curve(0.0)])
+    config = path / "config.yaml"
+    config.write_text(config.read_text().replace("observation: one-hot", "observation: smell"))
+    (row,) = write_report([path], tmp_path / "report.html")
+    assert row["reference"] is None
+    assert "Bayes-optimal" not in (tmp_path / "report.html").read_text()
 
 
 def test_success_and_steps_are_shown_where_they_vary(tmp_path):
@@ -215,6 +236,7 @@ def test_the_command_prints_a_table_and_json(tmp_path):
     figures = json.loads(out.getvalue().splitlines()[-1])
     assert figures["out"] == str(tmp_path / "r.html")
     assert figures["agents"][0]["mean"] == pytest.approx([3.0, 4.0, 5.0, 6.0])
+    assert re.search(r"\ngridnavi +Bayes-optimal +4.00 +11.07\n", out.getvalue())
 
 
 def test_html_is_escaped_unless_it_is_html():
@@ -240,6 +262,24 @@ def test_the_line_through_the_episodes_is_their_mean():
     drawn = ax.containers[0].lines[0].get_ydata()
     assert drawn == pytest.approx(pool(series[0].curves).mean)
     assert drawn == pytest.approx([1.5, 2.5, 3.5, 4.5])
+
+
+@pytest.mark.parametrize("worlds", [1, 3])
+def test_the_best_that_is_possible_is_dashed(worlds):
+    best = Reference("the best", [1.0, 2.0, 4.0, 8.0], True, 0.0, lambda: None)
+    figure = adaptation_figure([Series("rl2", [curve(1.0, worlds_per_task=worlds)])], "", best)
+    (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert line.get_ydata() == pytest.approx(best.returns)
+    # At how many episodes came before, or at the number of the episode.
+    assert list(line.get_xdata()) == ([1, 2, 3, 4] if worlds == 1 else [0, 1, 2, 3])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rl2", "the best"]
+
+
+def test_a_single_episode_is_compared_by_a_line_across():
+    best = Reference("the best", [1.0], True, 0.0, lambda: None)
+    figure = adaptation_figure([Series("rl2", [curve(1.0, episodes=1)])], "", best)
+    (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert list(line.get_ydata()) == [1.0, 1.0]
 
 
 def test_the_reward_panel_parts_the_episodes():

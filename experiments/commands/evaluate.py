@@ -17,7 +17,9 @@ from metarl.experiments.printing import print_json, print_table
 
 if TYPE_CHECKING:
     from metarl.adaptation import AdaptationCurve
+    from metarl.envs.bayes_optimal import Reference
     from metarl.experiments.evaluation import Protocol
+    from metarl.tasks import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +102,11 @@ def main(args: list[str]) -> int:
         curve = evaluate_run(run, protocol, ablation=name, device=options.device, threads=threads)
         curves[agent if name == "none" else name] = curve
         files.append(save_curve(run, curve))
-    _show(options, agent, family, curves, files[0])
+    reference = _reference(run.family, curves[agent])
+    _show(options, agent, family, curves, files[0], reference)
     if options.json:
         ablations = {label: _figures(curve) for label, curve in list(curves.items())[1:]}
-        more = {"ablations": ablations, **_context(options), "run": str(options.run)}
+        more = {"ablations": ablations, **_context(options, reference), "run": str(options.run)}
         print_json({**_figures(curves[agent]), **more})
     return 0
 
@@ -140,33 +143,49 @@ def _evaluate_archive(args: list[str]) -> int:
         policy, family, options.protocol(), info=about, device=device, threads=threads
     )
     file = write_curve(path.with_name(f"{path.stem}-{name}-{name_of(curve)}"), curve)
-    _show(options, path.stem, name, {path.stem: curve}, file)
+    reference = _reference(family, curve)
+    _show(options, path.stem, name, {path.stem: curve}, file, reference)
     if options.json:
-        print_json({**_figures(curve), **_context(options), "model": str(path)})
+        print_json({**_figures(curve), **_context(options, reference), "model": str(path)})
     return 0
 
 
+def _reference(family: Family, curve: AdaptationCurve) -> Reference | None:
+    """What the best possible policy reaches in one world a task, where it is quick to tell."""
+    from metarl.envs.bayes_optimal import bayes_optimal
+
+    return None if curve.worlds_per_task > 1 else bayes_optimal(family, curve.episodes, quick=True)
+
+
 def _show(
-    options: Measuring, agent: str, family: str, curves: dict[str, AdaptationCurve], file: Path
+    options: Measuring,
+    agent: str,
+    family: str,
+    curves: dict[str, AdaptationCurve],
+    file: Path,
+    reference: Reference | None,
 ) -> None:
     """Print the curves, and draw them beside the `file` that holds the first."""
     from metarl.experiments.figures import Series, adaptation_figure, save
 
     for label, curve in curves.items():
         print(f"{label} on {options.tasks} {options.split} tasks of {family}")
-        print_table(_rows(curve))
+        print_table(_rows(curve, reference))
+        for name, value in curve.figures.items():
+            print(f"{name} {value:.3f}")
     title = f"{agent} on {options.tasks} {options.split} tasks of {family}"
     figure = file.with_suffix(".png")
-    save(adaptation_figure([Series(k, [curve]) for k, curve in curves.items()], title), figure)
+    series = [Series(label, [curve]) for label, curve in curves.items()]
+    save(adaptation_figure(series, title, reference), figure)
     print(f"saved {file} and {figure}")
 
 
-def _rows(curve: AdaptationCurve) -> list[dict[str, Any]]:
+def _rows(curve: AdaptationCurve, reference: Reference | None) -> list[dict[str, Any]]:
     """One row for each episode of the trial."""
     summary, success = curve.summary(), curve.success_summary()
     rows: list[dict[str, Any]] = []
     for k in range(curve.episodes):
-        row = {
+        row: dict[str, Any] = {
             "episode": k + 1,
             **({"seen before": curve.seen[k]} if curve.worlds_per_task > 1 else {}),
             "mean": summary.mean[k],
@@ -174,7 +193,11 @@ def _rows(curve: AdaptationCurve) -> list[dict[str, Any]]:
             "low": summary.mean_low[k],
             "high": summary.mean_high[k],
         }
-        rows.append(row if success is None else {**row, "success": success.mean[k]})
+        if success is not None:
+            row["success"] = success.mean[k]
+        if reference is not None:
+            row[reference.name] = reference.returns[k]
+        rows.append(row)
     return rows
 
 
@@ -190,8 +213,14 @@ def _figures(curve: AdaptationCurve) -> dict[str, Any]:
         "iqm_high": summary.iqm_high,
         "success": None if success is None else success.mean,
         "seen": curve.seen,
+        "figures": curve.figures,
     }
 
 
-def _context(options: Measuring) -> dict[str, Any]:
-    return {"tasks": options.tasks, "split": options.split, "seed": options.seed}
+def _context(options: Measuring, reference: Reference | None) -> dict[str, Any]:
+    return {
+        "tasks": options.tasks,
+        "split": options.split,
+        "seed": options.seed,
+        "reference": None if reference is None else reference.plain(),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -32,19 +32,28 @@ def main(args: list[str]) -> int:
 
     use_threads(0)
     rows = write_report(options.runs, options.out)
-    print_table(
-        [
-            {
-                "family": row["family"],
-                "agent": row["agent"],
-                "runs": row["runs"],
-                "first episode": row["mean"][0],
-                "last episode": row["mean"][-1],
-            }
-            for row in rows
-        ]
-    )
+    print_table(_lines(rows))
     print(f"saved {options.out}")
     if options.json:
         print_json({"out": str(options.out), "agents": rows})
     return 0
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each agent, then one for the best that is possible, where that is known."""
+    lines = [_line(row["family"], row["agent"], row["runs"], row["mean"]) for row in rows]
+    for row in rows:
+        if (best := row["reference"]) is not None:
+            line = _line(row["family"], best["name"], "", best["returns"])
+            lines += [line] * (line not in lines)
+    return lines
+
+
+def _line(family: str, agent: str, runs: object, returns: list[float]) -> dict[str, Any]:
+    return {
+        "family": family,
+        "agent": agent,
+        "runs": runs,
+        "first episode": returns[0],
+        "last episode": returns[-1],
+    }
