@@ -9,9 +9,9 @@ within 1 / 200, which moves its mean by 1 / 500.)
 In larger games each pull goes to the arm with the largest finite-horizon Gittins index: the reward
 that a known arm would have to pay for sure to be as good as this one, if these two were all there
 is until the game ends (Kaufmann 2018, On Bayesian index policies for sequential resource
-allocation, section 2). The classical index of Gittins (1979), for endless games with a discount, is
-optimal there, but games here end, and no discount stands for that. No index is exactly optimal in
-games that end; where both can be computed, this one is as good as the optimum to three digits.
+allocation). The classical index of Gittins (1979) is optimal in endless games with a discount, but
+games here end, and no discount stands for that. No index is exactly optimal in games that end;
+where both can be computed, this one is as good as the optimum to three digits.
 """
 
 from __future__ import annotations
