@@ -6,7 +6,7 @@ GRU over what happened so far, (a, s', r, d), makes. Decoders say from z how pro
 and how uncertain it is. With q_{-1} = N(0, I) the evidence lower bound of a trial of H steps is
 
     ELBO = Σ_{t=0..H} ( E_{z ~ q_t} Σ_{i=0..H-1} log p(r_{i+1} | s_i, a_i, s_{i+1}, z)
-                        - w KL(q_t || q_{t-1}) )                                       (eq. 8 to 10)
+                        - w KL(q_t || q_{t-1}) )
 
 with one belief a step and one before all of them, q_0, which is learned; sums throughout, so that w
 means what it does in the paper. q_t - what was known before step t - is also what the policy sees.
