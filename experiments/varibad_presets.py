@@ -25,11 +25,14 @@ _DISCRETE: Options = {
     "latent": 10,
     "decoder_layers": (32, 32),
     "kl_weight": 0.01,
-    "vae_updates": 40,
+    "vae_updates": 30,
+    "vae_final_learning_rate": 1e-3,
 }
+_HEADS: Options = {**_DISCRETE, "reward_decoder": "heads", "capacity": 10_000}
 AGENT: dict[str, Options] = {
-    "gridnavi": {**_DISCRETE, "reward_decoder": "heads", "entropy": 0.1},
-    "bandit": {**_DISCRETE, "reward_decoder": "heads", "minibatches": 8, "entropy": 0.05},
+    # Much entropy at first, as for RL².
+    "gridnavi": {**_HEADS, "entropy": 0.1},
+    "bandit": {**_HEADS, "minibatches": 8, "entropy": 0.05},
     "tabular-mdp": {**_DISCRETE, **_PART, "layers": (128,), "latent": 20, "entropy": 0.03},
     "maze": {**_DISCRETE, **_PART, "layers": (64, 64), "entropy": 0.01, "vae_updates": 10},
     "point-dense": {"gamma": 0.95, **_PART},
