@@ -59,9 +59,9 @@ class InferenceConfig:
     """weight of the task's; 0 leaves the decoder away"""
     kl_weight: float = 0.1
     """weight of the KL from each belief to the one before"""
-    beliefs: int = 25
+    beliefs: int = 50
     """of a trial, how many are decoded in a gradient step; 0 is all"""
-    decodes: int = 25
+    decodes: int = 50
     """of a trial's steps, how many each of them predicts; 0 is all"""
 
     def __post_init__(self) -> None:
