@@ -52,8 +52,8 @@ class VariBADConfig(PPOConfig, InferenceConfig):
     """Adam's step size there at the start"""
     vae_final_learning_rate: float = 2e-4
     """and at the end of the budget; linear in between"""
-    vae_max_grad_norm: float = 5.0
-    """its gradients, of the bound per belief and step that it predicts, are cut to this norm"""
+    vae_max_grad_norm: float = 0.0
+    """the gradients of its sums are cut to this norm; 0 leaves them as they are"""
     capacity: int = 1000
     """trials in the buffer, before the oldest are overwritten"""
     encoder_gradients: bool = False
@@ -64,8 +64,8 @@ class VariBADConfig(PPOConfig, InferenceConfig):
         PPOConfig.__post_init__(self)
         InferenceConfig.__post_init__(self)
         require_between(self, ("vae_updates", "vae_batch", "capacity"), self.name, 1)
-        require_positive(self, ("vae_learning_rate", "vae_max_grad_norm"), self.name)
-        require_between(self, ("vae_final_learning_rate",), self.name, 0)
+        require_positive(self, ("vae_learning_rate",), self.name)
+        require_between(self, ("vae_final_learning_rate", "vae_max_grad_norm"), self.name, 0)
 
 
 class VariBADNetwork(nn.Module):
@@ -288,14 +288,11 @@ class VariBAD:
         config, records = self.config, list[dict[str, float]]()
         rates = config.vae_learning_rate, config.vae_final_learning_rate
         set_learning_rate(self.vae_optimizer, *rates, progress)
-        steps = self.spec.episodes * self.spec.horizon
-        pairs = steps * (steps + 1)
+        most = config.vae_max_grad_norm or float("inf")
         for _ in range(config.vae_updates):
             terms = elbo(self.network.vae, self.sample(), config, self.generator)
-            # A constant factor: what is cut then does not depend on the length of a trial. Only a
-            # batch out of the ordinary should be; it would throw over what the policy stands on.
-            loss = -terms["total"].mean() / pairs
-            gradient_step(loss, self.vae_optimizer, config.vae_max_grad_norm, config.name)
+            loss = -terms["total"].mean()
+            gradient_step(loss, self.vae_optimizer, most, config.name)
             records.append({name: float(x.detach().mean()) for name, x in terms.items()})
         return {f"elbo/{name}": fmean(record[name] for record in records) for name in records[0]}
 

@@ -39,7 +39,9 @@ AGENT: dict[str, Options] = {
     "point-sparse": {"gamma": 0.95, "entropy": 0.001, **_PART},
     "navigation-2d": {"gamma": 0.95},
     "half-cheetah-vel": {},
-    "half-cheetah-dir": {},
+    # Its rewards grow with the speed. Uncut, one batch out of the ordinary threw the belief over
+    # after 3 M steps; cut, speeds are learned in twice the steps.
+    "half-cheetah-dir": {**_PART, "vae_max_grad_norm": 0.5},
 }
 
 _ROBOT: Options = {"num_worlds": 64, "evaluate_every": 500_000, "checkpoint_every": 5}
@@ -51,6 +53,6 @@ TRAINING: dict[str, Options] = {
     "point-dense": {"total_steps": 1_000_000, "num_worlds": 128, "evaluate_every": 100_000},
     "point-sparse": {"total_steps": 3_000_000, "num_worlds": 128, "evaluate_every": 300_000},
     "navigation-2d": {"total_steps": 2_000_000, "num_worlds": 64, "evaluate_every": 200_000},
-    "half-cheetah-vel": {**_ROBOT, "total_steps": 4_000_000},
+    "half-cheetah-vel": {**_ROBOT, "total_steps": 3_000_000},
     "half-cheetah-dir": {**_ROBOT, "total_steps": 20_000_000},
 }
