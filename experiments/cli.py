@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "adaptation curve of a run on tasks that it has never seen",
     "report": "curves and tables of several runs on one HTML page",
     "video": "what a policy does in the episodes of a trial",
+    "beliefs": "what an agent that infers the task believes in the course of a trial",
     "fewshot": "supervised few-shot learning: train, evaluate, draw and compare methods",
     "bench": "throughput of simulated worlds, and of an agent's updates",
 }

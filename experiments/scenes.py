@@ -239,14 +239,14 @@ class RingScene(Scene):
         spread = max(float(np.ptp(best)), 1e-6)
         for state, place in enumerate(places):
             shade = (best[state] - best.min()) / spread
-            canvas.disc(place, 0.16, _between(GROUND, GOAL, float(shade)), AGENT)
+            canvas.disc(place, 0.16, between(GROUND, GOAL, float(shade)), AGENT)
             canvas.text(place, f"{best[state]:.1f}", 11)
         canvas.disc(places[states[-1]], 0.07, AGENT, PAPER)
         canvas.text((0.0, 0.0), "numbers: mean reward\nof the best action", 11, SOFT)
         return canvas.finish()
 
 
-def _between(low: str, high: str, share: float) -> str:
+def between(low: str, high: str, share: float) -> str:
     """A colour between two colours."""
     ends = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (low, high)]
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(*ends, strict=True))

@@ -111,7 +111,7 @@ def _scene(run: LoadedRun, tasks: TaskBatch, policy: _Watching) -> Scene:
 
 def frames(recording: Recording, scene: Scene, title: str) -> Iterator[Frame]:
     """The pictures of a video, uint8 `[height, width, 3]`, with even sides."""
-    panels = [_Panel(recording, scene, world) for world in range(len(recording.tasks))]
+    panels = [Panel(recording, scene, world) for world in range(len(recording.tasks))]
     width = len(panels) * (SIDE + GAP) + GAP
     for index in range(max(len(panel.moments) for panel in panels)):
         picture = Image.new("RGB", (width, 36 + HEAD + SIDE + STRIP), PAPER)
@@ -121,10 +121,14 @@ def frames(recording: Recording, scene: Scene, title: str) -> Iterator[Frame]:
         yield np.asarray(picture)
 
 
-class _Panel:
+class Panel:
     """One world of the video: words above, the picture, rewards below."""
 
+    moments: list[tuple[int, bool]]
+    """of the video: a step of the trial, and whether it has been taken"""
+
     def __init__(self, recording: Recording, scene: Scene, world: int) -> None:
+        """Prepare to draw the recorded `world`."""
         rollout = recording.rollout
         steps = int(rollout.active[:, world, 0].sum())
         self.scene, self.world, self.episodes = scene, world, recording.episodes
@@ -148,19 +152,23 @@ class _Panel:
             for after in ((False, True) if self.done[step] and not robot else (False,))
         ]
 
-    def draw(self, index: int) -> Image.Image:
-        """The panel at a moment of the video; it stands still once the trial is over."""
-        step, after = self.moments[min(index, len(self.moments) - 1)]
+    def moment(self, step: int, after: bool) -> Moment:
+        """What may be shown before a step, or `after` it."""
         begin, past = step - int(self.elapsed[step]), step + after
         path = self.obs[begin : step + 1]
         if after:
             path = np.concatenate([path, self.final[step : step + 1]])
-        moment = Moment(path, self.action[:past], self.reward[:past], self.states[step])
+        return Moment(path, self.action[:past], self.reward[:past], self.states[step])
+
+    def draw(self, index: int) -> Image.Image:
+        """The panel at a moment of the video; it stands still once the trial is over."""
+        step, after = self.moments[min(index, len(self.moments) - 1)]
+        moment = self.moment(step, after)
         panel = Image.new("RGB", (SIDE, HEAD + SIDE + STRIP), PAPER)
         panel.paste(self.scene.draw(self.world, moment), (0, HEAD))
         pen = ImageDraw.Draw(panel)
-        self._words(pen, step, past)
-        self._strip(pen, past)
+        self._words(pen, step, step + after)
+        self._strip(pen, step + after)
         return panel
 
     def _words(self, pen: ImageDraw.ImageDraw, step: int, past: int) -> None:

@@ -245,6 +245,8 @@ def test_a_run_is_not_overwritten(run):
         ("report {run} --out {tmp}", ["cannot write", "{tmp}"]),
         ("video {run} --tasks 0", ["--tasks must be 1 to 6"]),
         ("video {run} --out film.avi", ["film.avi", ".mp4 or .gif"]),
+        ("beliefs {run}", ["was trained with rl2, which has no belief to draw", "varibad"]),
+        ("beliefs {run} --tasks -1", ["--tasks", "-1"]),
         ("bench", ["bench rollout half-cheetah-vel"]),
         ("bench rollin gridnavi", ["unknown benchmark 'rollin'"]),
         ("bench rollout gridnavy", ["unknown family 'gridnavy'", "'gridnavi'"]),

@@ -158,7 +158,7 @@ def test_the_preset_is_what_differs_from_the_method_itself():
 # --- what such a run is to other commands ------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "report", "video"])
+@pytest.mark.parametrize("verb", ["evaluate", "report", "video", "beliefs"])
 def test_commands_for_agents_say_what_such_a_run_is(run, verb):
     path, _ = run
     assert f"metarl fewshot maml sinusoid --run-dir {path} --resume" in refused(verb, path)
