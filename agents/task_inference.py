@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from metarl.distributions import Gaussian
 from metarl.errors import UsageError, require_between, require_widths
 from metarl.memory import GRUMemory
-from metarl.networks import action_dim, relu_mlp
+from metarl.networks import action_dim, relu_layers, relu_mlp
 from metarl.tasks import Spec
 
 LOG_STD = -10.0, 3.0
 """bounds of a belief's log standard deviations"""
+CACHED_ROWS = 16_384
+"""about how many pairs of a latent and a step a processor's cache holds"""
 
 RewardDecoder = Literal["regression", "heads", "none"]
 
@@ -190,13 +192,17 @@ class PairMLP(nn.Module):
 
     def forward(self, z: Tensor, step: Tensor) -> Tensor:
         """`[E, M, Z]` and `[D, M, I]` to `[E, D, M, out]`."""
-        first = cast(nn.Linear, self.body[0])
+        first, *rest = (layer for layer in self.body if isinstance(layer, nn.Linear))
+        weights, biases = [layer.weight for layer in rest], [layer.bias for layer in rest]
         of_latent = F.linear(z, first.weight[:, : self.latent], first.bias)
         of_step = F.linear(step, first.weight[:, self.latent :])
-        h = of_latent.unsqueeze(1) + of_step
-        for layer in list(self.body)[1:]:
-            h = layer(h)
-        return h
+        # A processor is twice as fast where what lies between two layers fits into its cache.
+        block = max(1, CACHED_ROWS // step[..., 0].numel()) if z.device.type == "cpu" else len(z)
+        parts = []
+        for some in of_latent.split(block):
+            h = (some.unsqueeze(1) + of_step).relu_()
+            parts.append(relu_layers(h.flatten(0, 2), weights, biases).view(*h.shape[:-1], -1))
+        return torch.cat(parts)
 
 
 class RewardRegression(nn.Module):

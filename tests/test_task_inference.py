@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 
+from metarl.agents import task_inference
 from metarl.agents.task_inference import (
     LOG_STD,
     InferenceConfig,
@@ -413,7 +414,7 @@ def test_the_gradient_of_drawn_terms_is_right_on_average() -> None:
     for drawn in ({"beliefs": 0, "decodes": 0}, {"beliefs": 2, "decodes": 1}):
         terms = elbo(vae, many, replace(config, **drawn), torch.Generator().manual_seed(0))
         flat = [g.flatten() for g in gradients(vae, terms["total"].mean()).values()]
-        found[drawn["beliefs"]] = terms["total"], torch.cat(flat)
+        found[drawn["beliefs"]] = terms["total"].detach(), torch.cat(flat)
     (full, of_full), (some, of_some) = found[0], found[2]
     spread = float(some.std()) / copies**0.5
     assert float(full.std()) < 1e-3 < spread
@@ -499,14 +500,19 @@ def test_counting_is_the_same_as_one_step_after_the_other(site: str) -> None:
     torch.testing.assert_close(found, total, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("cached", [1, 2 * STEPS * TRIALS, 10**6])
 @pytest.mark.parametrize("widths", [(6,), (6, 5), (6, 5, 4)])
-def test_pairs_are_what_the_plain_network_makes_of_them(widths: tuple[int, ...]) -> None:
+def test_pairs_are_what_the_plain_network_makes_of_them(
+    monkeypatch: Any, widths: tuple[int, ...], cached: int
+) -> None:
+    """In however many parts they are computed."""
+    monkeypatch.setattr(task_inference, "CACHED_ROWS", cached)
     torch.manual_seed(0)
     network = PairMLP(2, 3, widths, 2).double()
-    z, step = normal(4, TRIALS, 2, seed=1), normal(STEPS, TRIALS, 3, seed=2)
+    z, step = normal(5, TRIALS, 2, seed=1), normal(STEPS, TRIALS, 3, seed=2)
     found = network(z, step)
-    assert found.shape == (4, STEPS, TRIALS, 2)
-    shape = (4, STEPS, TRIALS)
+    assert found.shape == (5, STEPS, TRIALS, 2)
+    shape = (5, STEPS, TRIALS)
     pairs = torch.cat([z.unsqueeze(1).expand(*shape, 2), step.expand(*shape, 3)], -1)
     torch.testing.assert_close(found, network.body(pairs), rtol=1e-12, atol=1e-12)
     x = normal(STEPS, TRIALS, 3, seed=2).requires_grad_(), z.clone().requires_grad_()
