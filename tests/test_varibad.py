@@ -10,9 +10,10 @@ import pytest
 import torch
 from counting import CountingFamily
 from ragged import Ragged
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarl.adaptation import evaluate
+from metarl.agents.task_inference import elbo
 from metarl.agents.varibad import ABLATIONS, VariBAD, VariBADConfig, VariBADPolicy
 from metarl.envs.registry import make_family
 from metarl.errors import TrainingError, UsageError
@@ -418,6 +419,30 @@ def test_the_auto_encoder_learns_what_it_sees() -> None:
     assert figures[-1]["elbo/kl"] > 1
 
 
+def test_steps_of_the_auto_encoder_follow_the_mean_bound_are_annealed_and_may_be_cut() -> None:
+    family = CountingFamily()
+    settings = {"vae_learning_rate": 1e-2, "vae_final_learning_rate": 2e-3, "vae_updates": 1}
+    agent, plain = (agent_on(family, **settings) for _ in range(2))
+    rollout, features, _ = trial(agent, family)
+    for one in (agent, plain):
+        one.remember(rollout, features)
+    agent.infer(0.25)
+    assert agent.vae_optimizer.param_groups[0]["lr"] == pytest.approx(8e-3)
+    bound = elbo(plain.network.vae, plain.sample(), plain.config, plain.generator)["total"].mean()
+    (-bound).backward()  # type: ignore[no-untyped-call]
+    for ours, theirs in zip(
+        agent.network.vae.parameters(), plain.network.vae.parameters(), strict=True
+    ):
+        assert ours.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    norm = float(nn.utils.get_total_norm([p.grad for p in agent.network.vae.parameters()]))
+    agent = agent_on(family, **settings, vae_max_grad_norm=norm / 2)
+    agent.remember(rollout, features)
+    agent.infer()
+    cut = nn.utils.get_total_norm([p.grad for p in agent.network.vae.parameters()])
+    assert float(cut) == pytest.approx(norm / 2, rel=1e-3)
+
+
 def test_state_and_trials_go_on_exactly() -> None:
     family = make_family("bandit", episodes=5)
     settings = {"reward_decoder": "heads", "capacity": 20, "beliefs": 3, "decodes": 2}
@@ -510,6 +535,8 @@ def test_every_ablation_runs_and_equal_policies_act_alike() -> None:
         {"vae_batch": 0},
         {"capacity": 0},
         {"vae_learning_rate": 0.0},
+        {"vae_final_learning_rate": -1.0},
+        {"vae_max_grad_norm": -1.0},
         {"gamma": 1.5},
         {"latent": 0},
         {"kl_weight": float("nan")},
