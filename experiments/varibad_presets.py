@@ -53,6 +53,6 @@ TRAINING: dict[str, Options] = {
     "point-dense": {"total_steps": 1_000_000, "num_worlds": 128, "evaluate_every": 100_000},
     "point-sparse": {"total_steps": 3_000_000, "num_worlds": 128, "evaluate_every": 300_000},
     "navigation-2d": {"total_steps": 2_000_000, "num_worlds": 64, "evaluate_every": 200_000},
-    "half-cheetah-vel": {**_ROBOT, "total_steps": 3_000_000},
+    "half-cheetah-vel": {**_ROBOT, "total_steps": 5_000_000},
     "half-cheetah-dir": {**_ROBOT, "total_steps": 20_000_000},
 }
