@@ -11,6 +11,7 @@ import torch
 from metarl.errors import UsageError
 from metarl.experiments.bench_gradient import maml, promp
 from metarl.experiments.bench_pearl import pearl
+from metarl.experiments.bench_varibad import varibad
 from metarl.experiments.timing import (
     Side,
     Workload,
@@ -20,7 +21,12 @@ from metarl.experiments.timing import (
     torch_threads,
 )
 
-WORKLOADS: dict[str, Callable[..., Workload]] = {"pearl": pearl, "maml": maml, "promp": promp}
+WORKLOADS: dict[str, Callable[..., Workload]] = {
+    "pearl": pearl,
+    "varibad": varibad,
+    "maml": maml,
+    "promp": promp,
+}
 """the agents whose update can be measured, by what builds one on a device, and with which sizes"""
 
 

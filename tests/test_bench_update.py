@@ -198,7 +198,7 @@ def test_the_command_knows_what_can_be_measured():
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"agent": "perl"}, "unknown agent 'perl'; choose from pearl, maml, promp"),
+        ({"agent": "perl"}, "unknown agent 'perl'; choose from pearl, varibad, maml, promp"),
         ({"threads": 0}, "--threads must be at least 1, got 0"),
         ({"windows": 0}, "--windows must be at least 1, got 0"),
         ({"seconds": 61}, "--seconds must lie in"),

@@ -18,9 +18,10 @@ USAGE = """usage: metarl bench rollout FAMILY [OPTIONS]
 
 rollout measures how many steps a second the worlds of a family make under random actions:
 observation, task reward and autoreset included. update measures how fast an agent learns in its
-published configuration: gradient steps a second of pearl, sampling from replay included; outer
-steps of maml and promp, the adaptation included that they pass through. fewshot measures how many
-iterations of second-order MAML in its published sizes: drawing the tasks included.
+published configuration: gradient steps a second of pearl, sampling from replay included; those of
+varibad's auto-encoder in the sizes of its presets; outer steps of maml and promp, the adaptation
+included that they pass through. fewshot measures how many iterations of second-order MAML in its
+published sizes: drawing the tasks included.
 
 FAMILY is one of
 {families}
@@ -103,6 +104,28 @@ class PearlOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class VariBADOptions:
+    """What to measure."""
+
+    family: Literal["gridnavi", "half-cheetah-vel"] = "gridnavi"
+    """whose preset: short trials and all pairs of a belief and a step, or long ones and some"""
+    whole: bool = False
+    """whole iterations, too, simulation and PPO included, and what takes which share of them"""
+    threads: int = 1
+    """threads of torch, on both sides, and of the physics"""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N"""
+    peer: Literal["none", "loop"] = "none"
+    """the same as one writes it down: one belief after the other"""
+    windows: int = 5
+    """timed windows per side, which take turns"""
+    seconds: float = 0.5
+    """length of a window, which holds one update at least"""
+    json: bool = False
+    """print one JSON object as the last line"""
+
+
+@dataclasses.dataclass(frozen=True)
 class GradientOptions:
     """What to measure."""
 
@@ -126,8 +149,9 @@ class GradientOptions:
     """print one JSON object as the last line"""
 
 
-UPDATED: dict[str, type[PearlOptions | GradientOptions]] = {
+UPDATED: dict[str, type[PearlOptions | VariBADOptions | GradientOptions]] = {
     "pearl": PearlOptions,
+    "varibad": VariBADOptions,
     "maml": GradientOptions,
     "promp": GradientOptions,
 }
@@ -236,9 +260,13 @@ def _show(result: Mapping[str, Any], as_json: bool) -> None:
     if "sampling_share" in result:
         print(f"sampling {result['sampling_share']:.1%} of the time")
     if "whole_seconds" in result:
+        ending = "_share"
+        shares = {n.removesuffix(ending): x for n, x in result.items() if n.endswith(ending)}
+        shares.pop("sampling", None)
+        rate = f" ({result['whole_rate']:.0f} steps/s)" if "whole_rate" in result else ""
         print(
-            f"a whole meta-iteration takes {result['whole_seconds']:.2f} s: "
-            f"physics {result['physics_share']:.1%}, learning {result['learning_share']:.1%}"
+            f"a whole iteration takes {result['whole_seconds']:.2f} s{rate}: "
+            + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
         )
     if as_json:
         print_json(result)
