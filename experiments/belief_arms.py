@@ -71,7 +71,7 @@ def arm_figure(beliefs: ArmBeliefs, tasks: int) -> Figure:
                 _draw_arm(ax, beliefs, task, arm)
             ax_row[0].set_ylabel(f"bandit {task + 1}\nchance to pay")
         axes[0, 0].set(ylim=(-0.09, 1.04), yticks=[0.0, 0.25, 0.5, 0.75, 1.0])
-        axes[0, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes[0, 0].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         for ax in axes[-1]:
             ax.set_xlabel("pulls so far, of all arms")
         _explain_arms(figure, beliefs)
@@ -111,11 +111,12 @@ def _explain_arms(figure: Figure, beliefs: ArmBeliefs) -> None:
         Line2D([], [], label="pulled, paid", **dot),
         Line2D([], [], label="pulled, did not", markerfacecolor="white", **dot),
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=6)
-    figure.suptitle(
-        f"What {run.config.agent} believes on {run.config.family} ({run.step:,} steps of training)",
-        x=0.008,
-        ha="left",
-        fontsize=12,
-        weight="bold",
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=6,
+        title=f"What {run.config.agent} believes of the arms of {run.config.family} "
+        f"({run.step:,} steps of training)",
+        alignment="left",
+        title_fontproperties={"size": 12, "weight": "bold"},
     )

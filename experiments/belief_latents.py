@@ -52,7 +52,7 @@ class Parameter:
 
     def words(self, value: float) -> str:
         """A value of it in words."""
-        return f"{self.name} {value:.3g} {self.unit}".strip()
+        return f"{self.name} {round(value, 2):g} {self.unit}".strip()
 
     @property
     def few(self) -> list[float]:

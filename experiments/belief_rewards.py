@@ -114,7 +114,7 @@ def _name(tasks: TaskBatch, task: int) -> str:
     known = parameters(tasks)
     if not known:
         return f"task {task + 1}"
-    return ", ".join(p.words(p.values[task]) for p in known)
+    return "\n".join(p.words(p.values[task]) for p in known)
 
 
 def _when(t: int, steps: int) -> str:
