@@ -35,6 +35,8 @@ class GRUMemory(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """States `[L, C, H]` after each input `x` `[L, C, X]`, from `[C, H]`, and the last one."""
+        if len(x) == 0:
+            return hidden.new_zeros(0, *hidden.shape), hidden
         states, last = self.gru(self.embed(x), hidden.unsqueeze(0))
         return states, last.squeeze(0)
 

@@ -244,6 +244,18 @@ def test_gradients_are_those_of_the_plain_formula(chunk: int) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * size, msg=name)
 
 
+@pytest.mark.parametrize(("chunk", "episodes"), [(1, 3), (0, 1)])
+def test_chunks_of_a_single_step_teach_the_encoder_nothing(chunk: int, episodes: int) -> None:
+    """What was known before the first step of a chunk has no past within it but the head."""
+    family = make_family("bandit", episodes=episodes)
+    settings = {**ONE_STEP, "chunk": chunk, "encoder_gradients": True}
+    agent = agent_on(family, reward_decoder="heads", **settings)
+    updated(agent, *trial(agent, family, 8)[:2])
+    vae = agent.network.vae
+    assert all(p.grad is None or not p.grad.any() for p in vae.memory.parameters())
+    assert vae.head.bias.grad is not None and bool(vae.head.bias.grad.any())
+
+
 def test_the_policy_learns_the_same_whether_or_not_the_encoder_does() -> None:
     family = CountingFamily()
     found = []
