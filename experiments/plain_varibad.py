@@ -1,8 +1,9 @@
 """VariBAD's inference as one writes it down: the peer of `metarl bench update varibad`.
 
 Torch's own layers and distributions, and a loop over the terms of the bound: one belief after the
-other, each of which predicts the reward of every step from z and the step side by side. It learns
-exactly what `metarl.agents.task_inference` does; a test holds the two gradients against each other.
+other, with its KL to the one before, and each predicts the reward of every step from z and the step
+side by side. It learns exactly what `metarl.agents.task_inference` does; a test holds the two
+gradients against each other.
 
 Shapes: `T` steps of a trial, `M` trials, `Z` latent, `E` beliefs and `D` steps that are drawn out
 of a trial.
@@ -95,11 +96,13 @@ class PlainVAE:
 
     def divergence(self, mean: Tensor, std: Tensor, there: Tensor) -> Tensor:
         """The sum of the KL from each belief to the one before, and to N(0, I), `[M]`."""
-        before = Normal(
-            torch.cat([torch.zeros_like(mean[:1]), mean[:-1]]),
-            torch.cat([torch.ones_like(std[:1]), std[:-1]]),
-        )
-        return (kl_divergence(Normal(mean, std), before).sum(-1) * there).sum(0)
+        before = Normal(torch.zeros_like(mean[0]), torch.ones_like(std[0]))
+        total = mean.new_zeros(mean.shape[1])
+        for one_mean, one_std, exists in zip(mean, std, there, strict=True):
+            belief = Normal(one_mean, one_std)
+            total = total + kl_divergence(belief, before).sum(-1) * exists
+            before = belief
+        return total
 
     def log_likelihood(self, z: Tensor, steps: Trials) -> Tensor:
         """Log p of the rewards of `steps` `[D, M]` under z `[D, M, Z]`: `[D, M]`."""
