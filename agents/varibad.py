@@ -189,7 +189,9 @@ class VariBAD:
         if config.encoder_gradients:
             parameters += [*vae.memory.parameters(), *vae.head.parameters()]
         self.ppo = PPO(config, spec, actor_critic, parameters, self.generator)
-        self.vae_optimizer = torch.optim.Adam(vae.parameters(), config.vae_learning_rate)
+        self.vae_optimizer = torch.optim.Adam(
+            vae.parameters(), config.vae_learning_rate, fused=True
+        )
         self.trials = self._buffer(device)
 
     def _buffer(self, device: torch.device | str) -> MultiTaskReplay:
