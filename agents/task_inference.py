@@ -121,19 +121,21 @@ class Trials:
     valid: Tensor
     """bool `[T, M]`: and it is of a sound simulation: only these are decoded"""
 
-    def at(self, index: Tensor) -> Trials:
-        """The steps `index` int64 `[D, M]` of each trial."""
+    def at(self, index: Tensor | None) -> Trials:
+        """The steps `index` int64 `[D, M]` of each trial; None takes all."""
         names = ("x", "step", "reward", "site", "active", "valid")
         return Trials(task=self.task, **{name: at(getattr(self, name), index) for name in names})
 
 
-def at(x: Tensor, index: Tensor) -> Tensor:
-    """Of `x` `[T, M, ...]` the steps `index` int64 `[D, M]` of each trial: `[D, M, ...]`."""
+def at(x: Tensor, index: Tensor | None) -> Tensor:
+    """Of `x` `[T, M, ...]` the steps `index` int64 `[D, M]`, None for all: `[D, M, ...]`."""
+    if index is None:
+        return x
     wide = index.view(*index.shape, *[1] * (x.dim() - 2)).expand(*index.shape, *x.shape[2:])
     return x.gather(0, wide)
 
 
-def draw(there: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw(there: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
     """Draw `count` of the steps of each trial that are `there`, without replacement.
 
     Their weighted sum is an unbiased estimate of the sum over all steps that are there.
@@ -144,12 +146,11 @@ def draw(there: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor,
         generator: source of the draws.
 
     Returns:
-        Which, int64 `[D, M]`, and the weight of each, `[D, M]`: 0 where a trial has too few.
+        Which, int64 `[D, M]` or None for all, and the weight of each, `[D, M]`: 0 where a trial has
+        too few.
     """
-    length = len(there)
-    if count == 0 or count >= length:
-        index = torch.arange(length, device=there.device).unsqueeze(-1).expand(there.shape)
-        return index, there.float()
+    if count == 0 or count >= len(there):
+        return None, there.float()
     order = torch.rand(there.shape, generator=generator, device=there.device)
     index = order.masked_fill(~there, 2.0).argsort(0)[:count]
     total = there.sum(0)

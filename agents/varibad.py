@@ -94,8 +94,10 @@ class VariBADNetwork(nn.Module):
         `features` `[M, F]` are those of the tasks; `sound` is a rollout's `valid`.
         """
         obs, final_obs, action = steps["obs"], steps["final_obs"], steps["action"]
-        norm, done = self.actor_critic.obs_norm, steps["terminated"] | steps["truncated"]
-        taken, task = self.actor_critic.head.encode(action), steps["features"]
+        task, done = steps["features"], steps["terminated"] | steps["truncated"]
+        x = self.inputs(final_obs, action, steps["reward"], done)
+        before = self.actor_critic.obs_norm(obs)
+        after, taken = x[..., : self.spec.obs_dim], x[..., self.spec.obs_dim : -2]
         site = torch.zeros_like(steps["active"], dtype=torch.int64)
         if self.spec.reward_site == "next-obs":
             site = final_obs.argmax(-1)
@@ -104,8 +106,8 @@ class VariBADNetwork(nn.Module):
         if self.spec.task_kind != "one-hot":
             task = self.actor_critic.task_norm(task)
         return Trials(
-            x=self.inputs(final_obs, action, steps["reward"], done),
-            step=torch.cat([norm(obs), taken, norm(final_obs)], -1),
+            x=x,
+            step=torch.cat([before, taken, after], -1),
             reward=steps["reward"],
             site=site,
             task=task,

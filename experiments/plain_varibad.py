@@ -75,14 +75,13 @@ class PlainVAE:
         there = torch.cat([torch.ones_like(trials.active[:1]), trials.active])
         which, belief_weight = draw(there, self.config.beliefs, self.generator)
         index, step_weight = draw(trials.valid, self.config.decodes, self.generator)
-        noise = torch.randn(
-            *which.shape, self.config.latent, generator=self.generator, device=mean.device
-        )
+        shape = *belief_weight.shape, self.config.latent
+        noise = torch.randn(shape, generator=self.generator, device=mean.device)
         z = at(mean, which) + at(std, which) * noise
         total = self.divergence(mean, std, there) * -self.config.kl_weight
         steps = trials.at(index)
         for one, weight in zip(z, belief_weight, strict=True):
-            log_p = self.log_likelihood(one.expand(len(index), *one.shape), steps)
+            log_p = self.log_likelihood(one.expand(len(step_weight), *one.shape), steps)
             total = total + weight * self.config.reward_weight * (log_p * step_weight).sum(0)
         return total
 
