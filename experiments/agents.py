@@ -19,6 +19,8 @@ class AgentEntry:
     """what it is, for the help text"""
     sees_task: bool = False
     """the task is part of its observation, as no agent that has to adapt may know it"""
+    plans: bool = False
+    """its policy adapts by a plan that depends on how many episodes a trial has"""
     ablation_names: str = ""
     """`module:NAME` of what `policy(ablation=...)` takes, where the agent has it"""
 
@@ -63,21 +65,25 @@ AGENTS: dict[str, AgentEntry] = {
         "metarl.agents.maml:MAML",
         "metarl.agents.maml:MAMLConfig",
         "gradient steps from a meta-learned start, found by TRPO (MAML)",
+        plans=True,
     ),
     "promp": AgentEntry(
         "metarl.agents.promp:ProMP",
         "metarl.agents.promp:ProMPConfig",
         "the same, found by several clipped steps on the same episodes (ProMP)",
+        plans=True,
     ),
     "maml-paper": AgentEntry(
         "metarl.agents.maml:MAML",
         "metarl.agents.maml:MAMLConfig",
         "MAML with the published batches and budget",
+        plans=True,
     ),
     "promp-paper": AgentEntry(
         "metarl.agents.promp:ProMP",
         "metarl.agents.promp:ProMPConfig",
         "ProMP with the published batches and budget",
+        plans=True,
     ),
     "non-adaptive": AgentEntry(
         "metarl.agents.rl2:RL2",

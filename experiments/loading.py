@@ -140,7 +140,7 @@ def open_run(path: Path | str, device: str = "cpu", episodes: int = 0) -> Loaded
     config, where = folder.config, f"{path}/config.yaml"
     choose(f"agent in {where}", config.agent, AGENTS)
     family = family_of(config, where)
-    if episodes:
+    if episodes and AGENTS[config.agent].plans:
         family = replace(family, episodes=episodes)
     kind = AGENTS[config.agent].config_class()
     agent_config = from_plain(kind, config.agent_config, f"{where}: agent_config")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from metarl.agents.task_inference import elbo
 from metarl.agents.varibad import ABLATIONS, VariBAD, VariBADConfig, VariBADPolicy
 from metarl.envs.registry import make_family
 from metarl.errors import TrainingError, UsageError
+from metarl.experiments.cli import main
 from metarl.memory import GRUMemory
 from metarl.ppo import loss
 from metarl.rollout import Rollout, run_trials
@@ -569,3 +572,14 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_built(monkeypat
         agent_on(CountingFamily(), reward_decoder="heads")
     with pytest.raises(UsageError, match="task_weight must be 0"):
         agent_on(CountingFamily(), task_weight=0.5)
+
+
+def test_a_trained_policy_is_judged_on_trials_shorter_than_its_training_drew_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    small = ["--num-worlds", "4", "--evaluation-tasks", "4", "--threads", "1", "--vae-batch", "4"]
+    sizes = ["--beliefs", "40", "--decodes", "40", "--vae-updates", "1", "--total-steps", "240"]
+    assert main(["train", "varibad", "gridnavi", *small, *sizes, "--run-dir", run]) == 0
+    assert main(["evaluate", run, "--tasks", "4", "--episodes", "1", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["mean"]) == 1
