@@ -204,6 +204,8 @@ def test_no_gradient_of_the_policy_reaches_the_encoder_unless_asked_for() -> Non
         agent = agent_on(family, encoder_gradients=through, **ONE_STEP)
         rollout, features, _ = trial(agent, family)
         before = {n: p.clone() for n, p in agent.network.vae.named_parameters()}
+        learned = [id(p) for p in agent.ppo.optimizer.param_groups[0]["params"]]
+        assert (id(agent.network.vae.head.bias) in learned) == through
         updated(agent, rollout, features)
         for name, p in agent.network.vae.named_parameters():
             encoder = name.startswith(("memory", "head"))
@@ -270,6 +272,18 @@ def test_the_policy_learns_the_same_whether_or_not_the_encoder_does() -> None:
     assert found[0].keys() == found[1].keys()
     for name, expected in found[1].items():
         torch.testing.assert_close(found[0][name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("through", "length"), [(False, 1), (True, 4)])
+def test_steps_stand_alone_unless_gradients_pass_through_the_encoder(
+    monkeypatch: pytest.MonkeyPatch, through: bool, length: int
+) -> None:
+    family, lengths = CountingFamily(), set()
+    agent = agent_on(family, encoder_gradients=through)
+    recall = agent.recall
+    monkeypatch.setattr(agent, "recall", lambda part: (lengths.add(len(part.obs)), recall(part))[1])
+    updated(agent, *trial(agent, family)[:2])
+    assert lengths == {length}
 
 
 def test_steps_beyond_a_trial_and_broken_ones_teach_nothing() -> None:
@@ -364,6 +378,7 @@ def test_rewards_are_of_the_cell_stepped_on_and_of_the_arm_pulled() -> None:
     for family in (grid, bandit):
         agent = agent_on(family, reward_decoder="heads")
         rollout, features, _ = trial(agent, family, 30)
+        agent.network.actor_critic.task_norm.update(features)
         agent.remember(rollout, features)
         held = {name: x.unsqueeze(0) for name, x in entries(agent).items()}
         steps = {n: x[0].transpose(0, 1) for n, x in held.items() if n not in ("features", "place")}
