@@ -40,7 +40,7 @@ AGENT: dict[str, Options] = {
     "navigation-2d": {"gamma": 0.95},
     "half-cheetah-vel": {},
     # Its rewards grow with the speed. Uncut, one batch out of the ordinary threw the belief over
-    # after 3 M steps; cut, speeds are learned in twice the steps.
+    # after 3 M steps; cut, speeds were learned more slowly.
     "half-cheetah-dir": {**_PART, "vae_max_grad_norm": 0.5},
 }
 
