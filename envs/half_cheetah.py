@@ -13,27 +13,25 @@ the distance run so far.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
-from metarl.envs.physics import CpuPhysics, Model, Physics, PhysicsWorlds, load_model
+from metarl.envs.goals import Direction, TargetSpeed, both_ways, sample_speeds
+from metarl.envs.physics import Model
+from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
 from metarl.errors import UsageError
-from metarl.tasks import Family, Split, TaskBatch, TaskKind, striped
-from metarl.vector import Info, VectorEnv, box
+from metarl.tasks import Split, TaskKind
+from metarl.vector import box
 
 Preset = Literal["pearl", "promp"]
 
-FRAME_SKIP = 5
-"""substeps per control step"""
 CONTROL_COST = 0.05
 """reward lost per squared motor command"""
-RESET_NOISE = 0.1
-"""half-width of the uniform noise on positions, scale of the normal noise on velocities"""
 MAX_SPEED = 3.0
 """upper end of the target speeds, m/s"""
 OUT_OF_RANGE_SPEED = 4.0
@@ -43,32 +41,9 @@ _HORIZON: dict[Preset, int] = {"pearl": 200, "promp": 100}
 _ACTION_BOUND: dict[Preset, float] = {"pearl": 1.0, "promp": 10.0}
 
 
-@dataclass(frozen=True)
-class TargetSpeed(TaskBatch):
-    """Speeds to run at."""
-
-    speed: Tensor
-    """float64 `[N]`, m/s; positive is forward"""
-
-
-@dataclass(frozen=True)
-class Direction(TaskBatch):
-    """Directions to run in."""
-
-    direction: Tensor
-    """float64 `[N]`, +1 forward or -1 backward"""
-
-
 def control_cost(command: Tensor) -> Tensor:
     """What motor commands `[W, 6]` in [-1, 1] cost, `[W]`."""
     return CONTROL_COST * command.square().sum(-1)
-
-
-def running_reward(task: TargetSpeed | Direction, velocity: Tensor) -> Tensor:
-    """What forward velocities `[W]` (m/s) earn in their tasks, `[W]`."""
-    if isinstance(task, TargetSpeed):
-        return -(velocity - task.speed).abs()
-    return task.direction * velocity
 
 
 def observation(qpos: Tensor, qvel: Tensor, torso: Tensor | None = None) -> Tensor:
@@ -83,18 +58,14 @@ def observation(qpos: Tensor, qvel: Tensor, torso: Tensor | None = None) -> Tens
     return torch.cat(parts, dim=-1).float()
 
 
-def half_cheetah_model() -> Model:
-    """The model that gymnasium ships."""
-    assets = Path(gym.__file__).parent / "envs" / "mujoco" / "assets"
-    return load_model(assets / "half_cheetah.xml")
-
-
 @dataclass(frozen=True)
-class HalfCheetah(Family):
-    """What the two families share; their docstrings have the tables."""
+class HalfCheetah(Robot):
+    """What the families share; their docstrings have the tables."""
 
     gymnasium_id: ClassVar[str] = "HalfCheetah-v5"
-    """the same robot in gymnasium, for comparisons"""
+    frame_skip: ClassVar[int] = 5
+    reset_noise: ClassVar[float] = 0.1
+    normal_velocities: ClassVar[bool] = True
     episodes: int = 2
     if TYPE_CHECKING:
         horizon: int = 200
@@ -113,15 +84,14 @@ class HalfCheetah(Family):
             )
         super().__post_init__()
 
-    @property
-    def shows_torso(self) -> bool:
-        """Whether the position of the torso is part of the observation."""
-        return False
+    def model(self) -> Model:
+        """The model that gymnasium ships."""
+        return gymnasium_model("half_cheetah.xml")
 
     @property
-    def observation_space(self) -> gym.spaces.Box:
-        """Unbounded, 17 or 20 numbers."""
-        return box(-float("inf"), float("inf"), 20 if self.shows_torso else 17)
+    def observations(self) -> int:
+        """17 numbers."""
+        return 17
 
     @property
     def action_space(self) -> gym.spaces.Box:
@@ -129,17 +99,21 @@ class HalfCheetah(Family):
         bound = _ACTION_BOUND[self.preset]
         return box(-bound, bound, 6)
 
-    def make_worlds(
-        self,
-        num_worlds: int,
-        *,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        threads: int = 1,
-    ) -> VectorEnv:
-        """Build `num_worlds` cheetahs, simulated on the CPU by `threads` threads."""
-        physics = CpuPhysics(half_cheetah_model(), num_worlds, threads)
-        return HalfCheetahWorlds(self, physics, device=device, seed=seed)
+    def observe(self, state: State) -> Tensor:
+        """See the families' tables."""
+        return observation(state["qpos"], state["qvel"])
+
+    def velocity(self, before: State, after: State) -> Tensor:
+        """The distance that the root moved forward in a control step, by its duration, m/s."""
+        return (after["qpos"][:, 0] - before["qpos"][:, 0]) / self.dt
+
+    @abstractmethod
+    def run_reward(self, velocity: Tensor, task: RobotTask) -> Tensor:
+        """What forward velocities `[W]` (m/s) earn in their tasks, `[W]`."""
+
+    def reward(self, before: State, after: State, command: Tensor, task: RobotTask) -> Tensor:
+        """Reward for the speed, less the cost of the command."""
+        return self.run_reward(self.velocity(before, after), task) - control_cost(command)
 
 
 @dataclass(frozen=True)
@@ -171,16 +145,18 @@ class HalfCheetahVel(HalfCheetah):
     """
 
     name: ClassVar[str] = "half-cheetah-vel"
+    task_class: ClassVar[type[RobotTask]] = TargetSpeed
     task_kind: ClassVar[TaskKind] = "continuous"
     splits: ClassVar[tuple[Split, ...]] = ("train", "held-out", "out-of-range")
 
-    def sample_tasks(self, n: int, split: Split, generator: torch.Generator) -> TargetSpeed:
+    def sample_goals(self, n: int, split: Split, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw speeds from the stripes of [0, 3] that belong to `split`, or from (3, 4]."""
-        self.check_split(split)
-        u = torch.rand(n, dtype=torch.float64, generator=generator)
-        if split == "out-of-range":
-            return TargetSpeed(OUT_OF_RANGE_SPEED - (OUT_OF_RANGE_SPEED - MAX_SPEED) * u)
-        return TargetSpeed(MAX_SPEED * striped(u, split))
+        return {"speed": sample_speeds(n, split, generator, MAX_SPEED, OUT_OF_RANGE_SPEED)}
+
+    def run_reward(self, velocity: Tensor, task: RobotTask) -> Tensor:
+        """-|vx - v*|."""
+        assert isinstance(task, TargetSpeed)
+        return -(velocity - task.speed).abs()
 
 
 @dataclass(frozen=True)
@@ -213,6 +189,7 @@ class HalfCheetahDir(HalfCheetah):
     """
 
     name: ClassVar[str] = "half-cheetah-dir"
+    task_class: ClassVar[type[RobotTask]] = Direction
     task_kind: ClassVar[TaskKind] = "continuous"
     shared_splits: ClassVar[bool] = True
 
@@ -221,59 +198,26 @@ class HalfCheetahDir(HalfCheetah):
         """PEARL's definition appends the torso's position."""
         return self.preset == "pearl"
 
-    def sample_tasks(self, n: int, split: Split, generator: torch.Generator) -> Direction:
+    def sample_goals(self, n: int, split: Split, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw directions in random order, as many forward as backward (to within one)."""
-        self.check_split(split)
-        first = int(torch.randint(2, (1,), generator=generator))
-        order = torch.randperm(n, generator=generator)
-        return Direction(2.0 * ((order + first) % 2).double() - 1.0)
+        return {"direction": both_ways(n, generator)}
 
+    def run_reward(self, velocity: Tensor, task: RobotTask) -> Tensor:
+        """D vx."""
+        assert isinstance(task, Direction)
+        return task.direction * velocity
 
-class HalfCheetahWorlds(PhysicsWorlds):
-    """Half-cheetahs stepped together, each with its own task."""
+    def observe(self, state: State) -> Tensor:
+        """See the table."""
+        torso = state["xpos"][:, 1] if self.shows_torso else None
+        return observation(state["qpos"], state["qvel"], torso)
 
-    family: HalfCheetah
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The position of the torso only where it is shown."""
+        return ("qpos", "qvel", "xpos") if self.shows_torso else ("qpos", "qvel")
 
-    def __init__(
-        self,
-        family: HalfCheetah,
-        physics: Physics,
-        *,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        """Put the worlds of `physics`, a half-cheetah model, behind the vector-env contract."""
-        super().__init__(family, physics, FRAME_SKIP, device=device, seed=seed)
-        self._qpos, self._qvel = physics.field("qpos"), physics.field("qvel")
-        self._torso = physics.field("xpos")[:, 1] if family.shows_torso else None
-        self._bound = _ACTION_BOUND[family.preset]
-        self._dt = FRAME_SKIP * physics.timestep
-
-    def _reset_worlds(self, mask: Tensor) -> None:
-        nq, nv = self._qpos.shape[1], self._qvel.shape[1]
-        centred = 2.0 * self._reset_noise(mask, nq + nv) - 1.0
-        qpos = RESET_NOISE * centred[:, :nq]
-        # Normal numbers from uniform ones on (-1, 1).
-        qvel = RESET_NOISE * 2.0**0.5 * torch.erfinv(centred[:, nq:])
-        self.physics.reset(mask, qpos, qvel)
-
-    def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Info]:
-        command = actions.clamp(-self._bound, self._bound)
-        if self._bound != 1.0:
-            command = command / self._bound
-        # Before the physics: what runs after it finds the processor's caches full of other things.
-        cost = control_cost(command)
-        terminated = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        stable = torch.zeros_like(terminated)
-        x_before = self._qpos[:, 0].clone()
-        unstable = self._simulate(command)
-        velocity = ((self._qpos[:, 0] - x_before) / self._dt).to(self.device)
-        assert isinstance(self._world_tasks, (TargetSpeed, Direction))
-        reward = (running_reward(self._world_tasks, velocity) - cost).float()
-        if unstable is None:
-            return reward, terminated, {"unstable": stable}
-        # A world that blew up has moved by anything, even by NaN.
-        return reward.masked_fill_(unstable, 0.0), terminated, {"unstable": unstable}
-
-    def _observe(self) -> Tensor:
-        return observation(self._qpos, self._qvel, self._torso).to(self.device)
+    @property
+    def observations(self) -> int:
+        """17 numbers, or 20 with the position of the torso."""
+        return 20 if self.shows_torso else 17

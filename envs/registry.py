@@ -29,6 +29,10 @@ FAMILIES: dict[str, str] = {
     "navigation-2d": "metarl.envs.point_robots:Navigation2D",
     "half-cheetah-dir": "metarl.envs.half_cheetah:HalfCheetahDir",
     "half-cheetah-vel": "metarl.envs.half_cheetah:HalfCheetahVel",
+    "ant-dir": "metarl.envs.ant:AntDir",
+    "ant-goal": "metarl.envs.ant:AntGoal",
+    "walker2d-rand-params": "metarl.envs.planar:Walker2dRandParams",
+    "hopper-rand-params": "metarl.envs.planar:HopperRandParams",
 }
 """Where each family lives, as "module:class"; a new family adds its line here."""
 

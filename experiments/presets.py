@@ -53,6 +53,8 @@ _AGENT: dict[str, Options] = {
     "navigation-2d": {"gamma": 0.95},
     "half-cheetah-vel": {},
     "half-cheetah-dir": {},
+    "walker2d-rand-params": {"gamma": 0.99},
+    "hopper-rand-params": {"gamma": 0.99},
 }
 
 _TRAINING: dict[str, Options] = {
@@ -64,7 +66,10 @@ _TRAINING: dict[str, Options] = {
     "point-sparse": {"total_steps": 3_000_000, "num_worlds": 128, "evaluate_every": 300_000},
     "navigation-2d": {"total_steps": 2_000_000, "num_worlds": 64, "evaluate_every": 200_000},
     "half-cheetah-vel": {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000},
-    "half-cheetah-dir": {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000},
+    **{
+        name: {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000}
+        for name in ("half-cheetah-dir", "walker2d-rand-params", "hopper-rand-params")
+    },
 }
 
 

@@ -17,7 +17,7 @@ from metarl.vector import VectorEnv
 if TYPE_CHECKING:
     from metarl.rollout import Rollout
 
-Split = Literal["train", "held-out", "out-of-range"]
+Split = Literal["train", "held-out", "out-of-range", "nominal"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 TaskKind = Literal["continuous", "one-hot", "unknown"]
 RewardSite = Literal["none", "next-obs", "action"]
@@ -75,7 +75,8 @@ class TaskBatch:
 
     def features(self) -> Tensor:
         """What an oracle is told: all fields flattened, float32 `[N, F]`."""
-        return torch.cat([x.reshape(len(x), -1).float() for x in self.tensors().values()], dim=-1)
+        parts = [x.unsqueeze(-1).flatten(1).float() for x in self.tensors().values()]
+        return torch.cat(parts, dim=-1)
 
 
 def striped(u: Tensor, split: Split) -> Tensor:

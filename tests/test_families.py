@@ -112,7 +112,8 @@ def test_sampling_is_pure(family):
         for name, tensor in first.tensors().items():
             assert len(tensor) == 40
             assert torch.equal(tensor, again.tensors()[name])
-        assert not torch.equal(first.features(), other.features())
+        if split != "nominal":
+            assert not torch.equal(first.features(), other.features())
 
 
 def test_a_generator_moves_on(family):

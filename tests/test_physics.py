@@ -1,5 +1,6 @@
 """Physics on a CPU: exact, isolated, restorable, and loud when a simulation blows up."""
 
+import copy
 import logging
 
 import mujoco
@@ -8,8 +9,9 @@ import pytest
 import torch
 from mujoco.batch import SimulationError
 
-from metarl.envs.half_cheetah import HalfCheetahVel, TargetSpeed, half_cheetah_model
+from metarl.envs.half_cheetah import HalfCheetahVel, TargetSpeed
 from metarl.envs.physics import CpuPhysics, load_model, replay
+from metarl.envs.robot import gymnasium_model
 from metarl.errors import UsageError
 from metarl.oracle import TaskInObservation
 
@@ -30,14 +32,14 @@ def random_controls(steps, seed=1, worlds=WORLDS):
 
 
 def started(threads=1, worlds=WORLDS):
-    physics = CpuPhysics(half_cheetah_model(), worlds, threads)
+    physics = CpuPhysics(gymnasium_model("half_cheetah.xml"), worlds, threads)
     physics.reset(torch.ones(worlds, dtype=torch.bool), *random_state(worlds=worlds))
     return physics
 
 
 def random_fields(worlds=WORLDS):
     """Every world with its own masses, inertias, damping and friction."""
-    model = half_cheetah_model().compiled
+    model = gymnasium_model("half_cheetah.xml").compiled
     generator = torch.Generator().manual_seed(3)
 
     def scaled(values):
@@ -60,7 +62,7 @@ def test_equals_a_plain_loop_bit_for_bit(threads, own_models):
     models, datas = [], []
     qpos, qvel = random_state()
     for world in range(WORLDS):
-        model = half_cheetah_model().compiled
+        model = copy.copy(gymnasium_model("half_cheetah.xml").compiled)
         for name, values in fields.items():
             getattr(model, name)[...] = values[world].numpy()
         data = mujoco.MjData(model)
@@ -91,7 +93,7 @@ def test_own_models_make_a_difference():
 
 def test_derived_constants_follow_a_mass():
     physics = started()
-    mass = torch.from_numpy(half_cheetah_model().compiled.body_mass.copy()).repeat(WORLDS, 1)
+    mass = physics.shared("body_mass").clone()
     mass[1] *= 2
     physics.randomise({"body_mass": mass})
     weights = physics._batch.expanded("body_invweight0")
@@ -139,7 +141,7 @@ def test_masked_reset_touches_only_its_worlds():
     rows, untouched = physics.state_dict()["rows"], twin.state_dict()["rows"]
     assert torch.equal(rows[~mask], untouched[~mask])
     # A world that was reset is in the state of one that never ran.
-    fresh = CpuPhysics(half_cheetah_model(), WORLDS)
+    fresh = CpuPhysics(gymnasium_model("half_cheetah.xml"), WORLDS)
     fresh.reset(torch.ones(WORLDS, dtype=torch.bool), qpos, qvel)
     assert torch.equal(rows[mask], fresh.state_dict()["rows"][mask])
     assert (fresh.field("time") == 0).all() and (fresh.field("qacc_warmstart") == 0).all()
@@ -360,7 +362,7 @@ def test_bad_requests():
         physics.load_state_dict(started(worlds=2).state_dict())
     for numbers in ((0, 1), (1, 0)):
         with pytest.raises(UsageError, match="at least 1"):
-            CpuPhysics(half_cheetah_model(), *numbers)
+            CpuPhysics(gymnasium_model("half_cheetah.xml"), *numbers)
 
 
 def test_replay_of_something_else(tmp_path):

@@ -150,7 +150,7 @@ class CpuPhysics:
         where = f"physics of {self.model.path}"
         if name not in MODEL_FIELDS:
             raise UsageError(f"{where}: no field named {name!r} in MjModel can be randomised")
-        shape = tuple(self._shared(name).shape)
+        shape = tuple(self.shared(name).shape)
         if tuple(values.shape) != shape:
             raise UsageError(f"{where}: {name} must have shape {shape}, got {tuple(values.shape)}")
         if not bool(torch.isfinite(values).all()):
@@ -183,7 +183,7 @@ class CpuPhysics:
                 f"{tuple(state['rows'].shape)}, expected {tuple(self._rows.shape)}"
             )
         # Fields that were shared when the state was saved get the model's values again.
-        shared = {name: self._shared(name) for name in self._randomised}
+        shared = {name: self.shared(name) for name in self._randomised}
         saved = _with_prefix(state, MODEL)
         self.randomise({**shared, **saved})
         self._randomised = list(saved)
@@ -191,8 +191,8 @@ class CpuPhysics:
             self.field(name).copy_(values)
         self._rows.copy_(state["rows"])
 
-    def _shared(self, name: str) -> Tensor:
-        """The unrandomised values of a model field, repeated for every world."""
+    def shared(self, name: str) -> Tensor:
+        """See `Physics.shared`."""
         holder = self.model.compiled.opt if name.startswith("opt.") else self.model.compiled
         values = torch.as_tensor(np.array(getattr(holder, name.removeprefix("opt."))))
         return values.expand(self.num_worlds, *values.shape)

@@ -81,6 +81,10 @@ class Physics(Protocol):
         """
         ...
 
+    def shared(self, name: str) -> Tensor:
+        """The model's own values of a field, repeated for every world: `[num_worlds, ...]`."""
+        ...
+
     def snapshot(self, world: int) -> Snapshot:
         """How the last step of an unstable `world` began, so that it can be replayed."""
         ...

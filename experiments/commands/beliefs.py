@@ -33,7 +33,7 @@ class Options:
     """folder of the run"""
     tasks: int = 0
     """number of tasks to draw; 0 is 3 where each has a row of its own, else 20"""
-    split: Literal["train", "held-out", "out-of-range"] = "held-out"
+    split: Literal["train", "held-out", "out-of-range", "nominal"] = "held-out"
     """where the tasks are from"""
     seed: int = 0
     """decides on the tasks, on the luck of the worlds, and on the draws from beliefs"""

@@ -30,7 +30,7 @@ class Measuring:
     """number of tasks"""
     episodes: int = 0
     """episodes per trial; 0 takes the family's"""
-    split: Literal["train", "held-out", "out-of-range"] = "held-out"
+    split: Literal["train", "held-out", "out-of-range", "nominal"] = "held-out"
     """where the tasks are from"""
     seed: int = 0
     """decides on the tasks and on the luck of the worlds"""

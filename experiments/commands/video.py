@@ -21,7 +21,7 @@ class Options:
     """folder of the run"""
     tasks: int = 3
     """number of tasks, 1 to 6"""
-    split: Literal["train", "held-out", "out-of-range"] = "held-out"
+    split: Literal["train", "held-out", "out-of-range", "nominal"] = "held-out"
     """where the tasks are from"""
     seed: int = 0
     """decides on the tasks and on the luck of the worlds"""

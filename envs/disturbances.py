@@ -1,0 +1,230 @@
+"""What domain randomisation does to worlds: their models, and what lies between policy and robot.
+
+`model_fields` turns drawn numbers into fields of MuJoCo's model. `Disturbances` delays and drops
+actions, delays observations and makes them noisy, and pushes the robot.
+
+Shapes: `W` worlds, `P` numbers of a randomisation, `O` observation, `U` actuators, `D` delay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarl.envs.physics.model import Model
+from metarl.envs.randomization import Columns, Parameters
+
+Drawn = Sequence[tuple[Parameters, Tensor]]
+"""Randomisations with the numbers `[W, P]` that were drawn; they act one after the other."""
+
+PUSH_SECONDS, PUSHES_PER_SECOND = 0.1, 1.0
+"""how long a push lasts, and how many begin on average"""
+
+_SCALED: dict[str, tuple[str, ...]] = {
+    "body_mass": ("body_mass",),
+    "body_inertia": ("body_inertia",),
+    "density": ("body_mass", "body_inertia"),
+    "friction": ("geom_friction",),
+    "damping": ("dof_damping",),
+    "armature": ("dof_armature",),
+    "actuator_strength": ("actuator_gear",),
+    "actuator_gain": ("actuator_gainprm", "actuator_biasprm"),
+    "gravity": ("opt.gravity",),
+}
+"""the model fields that a factor multiplies"""
+_ADDED = {"com_offset": "body_ipos", "payload": "body_mass"}
+"""the model field that a number is added to"""
+
+
+def model_fields(drawn: Drawn, model: Model, shared: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """The model fields of each world, as `Physics.randomise` takes them.
+
+    Args:
+        drawn: what was drawn for the worlds.
+        model: the robot.
+        shared: the model's own values of a field, repeated for every world `[W, ...]`.
+
+    Returns:
+        Field name to values `[W, ...]`, for the fields that something acts on.
+    """
+    fields: dict[str, Tensor] = {}
+    for parameters, values in drawn:
+        for quantity, names in _SCALED.items():
+            for _, columns, numbers in parameters.of(quantity, values):
+                for name in names:
+                    field = fields[name] if name in fields else shared(name).clone()
+                    fields[name] = _multiply(field, name, columns, numbers, model)
+        for quantity, name in _ADDED.items():
+            for _, columns, numbers in parameters.of(quantity, values):
+                field = fields[name] if name in fields else shared(name).clone()
+                ids = list(columns.ids)
+                field[:, ids] += numbers.view(len(numbers), -1, *field.shape[2:])
+                fields[name] = field
+    return fields
+
+
+def _multiply(field: Tensor, name: str, columns: Columns, numbers: Tensor, model: Model) -> Tensor:
+    """A field `[W, E, ...]` with factors on the rows of the columns' elements."""
+    if name.startswith("opt."):
+        return field * numbers
+    ids = list(columns.ids)
+    if name.startswith("dof_"):
+        joints = model.compiled.dof_jntid.tolist()
+        ids = [dof for joint in ids for dof, of in enumerate(joints) if of == joint]
+    if numbers.shape[1] == len(ids) * math.prod(field.shape[2:]):
+        factors = numbers.view(len(numbers), len(ids), *field.shape[2:])  # one for every number
+    else:
+        each = numbers.shape[1] == len(ids)
+        factors = (numbers if each else numbers[:, :1]).view(
+            len(numbers), -1, *[1] * (field.dim() - 2)
+        )
+    field[:, ids] *= factors
+    return field
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How strongly each world is disturbed."""
+
+    action_delay: Tensor
+    """int64 `[W]`, control steps"""
+    action_dropout: Tensor
+    """`[W]`: chance that an action is lost and the one before it goes on"""
+    observation_delay: Tensor
+    """int64 `[W]`, control steps"""
+    observation_noise: Tensor
+    """`[W, O]`: standard deviations"""
+    observation_bias: Tensor
+    """`[W, O]`"""
+    push_force: Tensor
+    """`[W]`, N"""
+    pushed: int
+    """id of the body that is pushed"""
+    initial_state: Tensor
+    """`[W]`: factor on the spread of initial states"""
+
+    @classmethod
+    def of(cls, drawn: Drawn, worlds: int, observations: int) -> Settings:
+        """Add up what was drawn; factors multiply."""
+        totals = {
+            name: torch.zeros(worlds, dtype=torch.float64)
+            for name in ("action_delay", "action_dropout", "observation_delay", "push_force")
+        }
+        shown = {
+            name: torch.zeros(worlds, observations, dtype=torch.float64)
+            for name in ("observation_noise", "observation_bias")
+        }
+        spread, pushed = torch.ones(worlds, dtype=torch.float64), 1
+        for parameters, values in drawn:
+            for name in totals:
+                for _, columns, numbers in parameters.of(name, values):
+                    totals[name] = totals[name] + numbers[:, 0]
+                    pushed = columns.ids[0] if name == "push_force" else pushed
+            for name in shown:
+                for _, columns, numbers in parameters.of(name, values):
+                    shown[name][:, list(columns.ids)] += numbers
+            for _, _, numbers in parameters.of("initial_state", values):
+                spread = spread * numbers[:, 0]
+        return cls(
+            action_delay=totals["action_delay"].round().long(),
+            action_dropout=totals["action_dropout"].clamp(max=1.0),
+            observation_delay=totals["observation_delay"].round().long(),
+            observation_noise=shown["observation_noise"],
+            observation_bias=shown["observation_bias"],
+            push_force=totals["push_force"],
+            pushed=pushed,
+            initial_state=spread,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether they change neither actions, nor observations, nor forces."""
+        disturbing = (
+            self.action_delay,
+            self.action_dropout,
+            self.observation_delay,
+            self.observation_noise,
+            self.observation_bias,
+            self.push_force,
+        )
+        return not any(bool((x != 0).any()) for x in disturbing)
+
+
+class Disturbances:
+    """Delays, losses, noise and pushes of W worlds."""
+
+    def __init__(self, settings: Settings, actuators: int, dt: float) -> None:
+        """Disturb as `settings` say; `dt` is the duration of a control step, s."""
+        self.settings, self.dt = settings, dt
+        worlds, observations = settings.observation_bias.shape
+        delays = [int(x.max()) + 1 for x in (settings.action_delay, settings.observation_delay)]
+        self.commands = torch.zeros(delays[0], worlds, actuators, dtype=torch.float64)
+        self.executed = torch.zeros(worlds, actuators, dtype=torch.float64)
+        self.shown = torch.zeros(delays[1], worlds, observations)
+        self.force = torch.zeros(worlds, 6, dtype=torch.float64)
+        self.push_left = torch.zeros(worlds, dtype=torch.int64)
+        self._worlds = torch.arange(worlds)
+        self.noisy = bool((settings.observation_noise != 0).any())
+        self.pushes = bool((settings.push_force != 0).any())
+        self.draws = 3
+        """uniform numbers that `command` takes a world"""
+
+    def command(self, command: Tensor, u: Tensor) -> Tensor:
+        """What the actuators get, `[W, U]`, when the policy wants `command`; `u` is `[W, 3]`."""
+        self.commands = torch.cat([command.double().unsqueeze(0), self.commands[:-1]])
+        arrived = self.commands[self.settings.action_delay, self._worlds]
+        lost = u[:, 0] < self.settings.action_dropout
+        self.executed = torch.where(lost.unsqueeze(-1), self.executed, arrived)
+        if self.pushes:
+            self._push(u[:, 1], u[:, 2])
+        return self.executed
+
+    def _push(self, start: Tensor, direction: Tensor) -> None:
+        """Begin and end pushes in a random horizontal direction."""
+        self.push_left = (self.push_left - 1).clamp(min=0)
+        begins = (self.push_left == 0) & (start < PUSHES_PER_SECOND * self.dt)
+        angle = 2.0 * math.pi * direction.double()
+        self.push_left[begins] = max(round(PUSH_SECONDS / self.dt), 1)
+        strength = self.settings.push_force
+        self.force[:, 0] = torch.where(begins, strength * angle.cos(), self.force[:, 0])
+        self.force[:, 1] = torch.where(begins, strength * angle.sin(), self.force[:, 1])
+        self.force *= (self.push_left > 0).unsqueeze(-1)
+
+    def sense(self, obs: Tensor, normal: Tensor | None) -> None:
+        """Take in what the sensors saw, `[W, O]`, with standard normal numbers for their noise."""
+        settings = self.settings
+        seen = obs + settings.observation_bias.float()
+        if normal is not None:
+            seen = seen + settings.observation_noise.float() * normal
+        self.shown = torch.cat([seen.unsqueeze(0), self.shown[:-1]])
+
+    def observation(self) -> Tensor:
+        """What the policy is shown, `[W, O]`."""
+        return self.shown[self.settings.observation_delay, self._worlds]
+
+    def reset(self, mask: Tensor, obs: Tensor) -> None:
+        """Begin anew where `mask` `[W]`: nothing is under way, and `obs` `[W, O]` is all there is.
+
+        The first observation of an episode has its bias, but no noise.
+        """
+        self.commands[:, mask] = 0.0
+        self.executed[mask] = 0.0
+        self.shown[:, mask] = (obs + self.settings.observation_bias.float())[mask]
+        self.force[mask] = 0.0
+        self.push_left[mask] = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of everything that is under way."""
+        return {name: getattr(self, name).clone() for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state`."""
+        for name in _STATE:
+            getattr(self, name).copy_(state[name])
+
+
+_STATE = ("commands", "executed", "shown", "force", "push_left")
