@@ -23,6 +23,7 @@ from torch import Tensor
 
 from metarl.envs.goals import Direction, TargetSpeed, both_ways, sample_speeds
 from metarl.envs.physics import Model
+from metarl.envs.randomization import Randomization, Vary
 from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
 from metarl.errors import UsageError
 from metarl.tasks import Split, TaskKind
@@ -39,6 +40,18 @@ OUT_OF_RANGE_SPEED = 4.0
 
 _HORIZON: dict[Preset, int] = {"pearl": 200, "promp": 100}
 _ACTION_BOUND: dict[Preset, float] = {"pearl": 1.0, "promp": 10.0}
+
+
+UNCERTAIN_BODY = Randomization(
+    (
+        Vary("density", 0.5, 2.0, "log-uniform"),
+        Vary("friction", 0.3, 1.5),
+        Vary("damping", 0.5, 2.0, "log-uniform"),
+        Vary("actuator_strength", 0.2, 1.2, each=True),
+        Vary("action_delay", 0.0, 1.0),
+    )
+)
+"""What is unknown of the robot in `half-cheetah-rand-params`."""
 
 
 def control_cost(command: Tensor) -> Tensor:
@@ -221,3 +234,44 @@ class HalfCheetahDir(HalfCheetah):
     def observations(self) -> int:
         """17 numbers, or 20 with the position of the torso."""
         return 20 if self.shows_torso else 17
+
+
+@dataclass(frozen=True)
+class HalfCheetahRandParams(HalfCheetah):
+    """Run forward with an unknown body: what simulators get wrong about a robot.
+
+    | observation | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | height of the root above its rest height | m | unbounded |
+    | 1 | pitch of the root | rad | unbounded |
+    | 2, 3, 4 | back thigh, shin, foot | rad | about [-0.52, 1.05], [-0.79, 0.79], [-0.4, 0.79] |
+    | 5, 6, 7 | front thigh, shin, foot | rad | about [-1, 0.7], [-1.2, 0.87], [-0.5, 0.5] |
+    | 8, 9 | forward and upward velocity of the root | m/s | unbounded |
+    | 10 | pitch rate of the root | rad/s | unbounded |
+    | 11 to 16 | rates of the joints 2 to 7 | rad/s | unbounded |
+
+    | action | meaning | unit | range |
+    |---|---|---|---|
+    | 0, 1, 2 | back thigh, shin, foot motor: u = 1 is | 120, 90, 60 N m | [-1, 1] or [-10, 10] |
+    | 3, 4, 5 | front thigh, shin, foot motor: u = 1 is | 120, 60, 30 N m | as above |
+
+    | task | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | mass and inertia of all bodies | x | [0.5, 2] log-uniform |
+    | 1 | friction of all surfaces | x | [0.3, 1.5] |
+    | 2 | damping of all joints | x | [0.5, 2] log-uniform |
+    | 3 to 8 | strength of each motor | x | [0.2, 1.2] |
+    | 9 | delay of actions, rounded | steps of 0.05 s | [0, 1] |
+
+    The reward is vx - 0.05 |u|²,
+    where vx is the distance that the root moved during the step divided by 0.05 s, and u the
+    action, clipped to its range and scaled to [-1, 1].
+    """
+
+    name: ClassVar[str] = "half-cheetah-rand-params"
+    task_kind: ClassVar[TaskKind] = "continuous"
+    randomize: Randomization = UNCERTAIN_BODY
+
+    def run_reward(self, velocity: Tensor, task: RobotTask) -> Tensor:
+        """Vx."""
+        return velocity

@@ -29,6 +29,7 @@ FAMILIES: dict[str, str] = {
     "navigation-2d": "metarl.envs.point_robots:Navigation2D",
     "half-cheetah-dir": "metarl.envs.half_cheetah:HalfCheetahDir",
     "half-cheetah-vel": "metarl.envs.half_cheetah:HalfCheetahVel",
+    "half-cheetah-rand-params": "metarl.envs.half_cheetah:HalfCheetahRandParams",
     "ant-dir": "metarl.envs.ant:AntDir",
     "ant-goal": "metarl.envs.ant:AntGoal",
     "walker2d-rand-params": "metarl.envs.planar:Walker2dRandParams",

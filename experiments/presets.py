@@ -53,6 +53,8 @@ _AGENT: dict[str, Options] = {
     "navigation-2d": {"gamma": 0.95},
     "half-cheetah-vel": {},
     "half-cheetah-dir": {},
+    "half-cheetah-rand-params": {},
+    "ant-dir": {"gamma": 0.99},
     "walker2d-rand-params": {"gamma": 0.99},
     "hopper-rand-params": {"gamma": 0.99},
 }
@@ -68,7 +70,13 @@ _TRAINING: dict[str, Options] = {
     "half-cheetah-vel": {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000},
     **{
         name: {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000}
-        for name in ("half-cheetah-dir", "walker2d-rand-params", "hopper-rand-params")
+        for name in (
+            "half-cheetah-dir",
+            "half-cheetah-rand-params",
+            "ant-dir",
+            "walker2d-rand-params",
+            "hopper-rand-params",
+        )
     },
 }
 
