@@ -19,6 +19,7 @@ of the last substep, while gymnasium's, computed after it, mix two moments.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Literal
@@ -66,6 +67,8 @@ class Ant(Robot):
     """What all ants share."""
 
     gymnasium_id: ClassVar[str] = "Ant-v5"
+    gymnasium_options: ClassVar[Mapping[str, object]] = {"include_cfrc_ext_in_observation": False}
+    envpool_options: ClassVar[Mapping[str, object]] = {"use_contact_force": False}
     frame_skip: ClassVar[int] = 5
     reset_noise: ClassVar[float] = 0.1
     normal_velocities: ClassVar[bool] = True

@@ -60,6 +60,10 @@ class Robot(Family):
 
     gymnasium_id: ClassVar[str]
     """the same robot in gymnasium, for comparisons; families without one leave it out"""
+    gymnasium_options: ClassVar[Mapping[str, object]] = {}
+    """what gymnasium must be told so that it does the same work"""
+    envpool_options: ClassVar[Mapping[str, object]] = {}
+    """and what envpool must be told"""
     frame_skip: ClassVar[int]
     """physics steps in a control step"""
     reads: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
@@ -244,12 +248,7 @@ class RobotWorlds(PhysicsWorlds):
             self._disturbances.reset(mask.to(where), self.family.observe(self._state).float())
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Info]:
-        family, physics = self.family, self.physics
-        command = actions.to(physics.device).clamp(-self._bound, self._bound)
-        if self._bound != 1.0:
-            command = command / self._bound
-        if not self._plain:
-            command = self._centre + self._half * command
+        family, command = self.family, self.commands(actions)
         before = {name: self._state[name].clone() for name in family.remembers}
         unstable = self._simulate(self._executed(command))
         reward = family.reward(before, self._state, command, self._task)
@@ -263,6 +262,13 @@ class RobotWorlds(PhysicsWorlds):
         # A world that blew up has moved by anything, even by NaN.
         reward = reward.masked_fill(unstable, 0.0)
         return reward, terminated & ~unstable, {"unstable": unstable}
+
+    def commands(self, actions: Tensor) -> Tensor:
+        """What actions `[W, U]` ask of the actuators, in their units, on the physics' device."""
+        command = actions.to(self.physics.device).clamp(-self._bound, self._bound)
+        if self._bound != 1.0:
+            command = command / self._bound
+        return command if self._plain else self._centre + self._half * command
 
     def _executed(self, command: Tensor) -> Tensor:
         """What the actuators get."""

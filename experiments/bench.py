@@ -16,6 +16,7 @@ from mujoco.batch import Batch
 from torch import Tensor
 
 from metarl.envs.physics import PhysicsWorlds
+from metarl.envs.robot import RobotWorlds
 from metarl.errors import UsageError
 from metarl.experiments.timing import Side, check_windows, measure, median_ratio, torch_threads
 from metarl.tasks import Family
@@ -173,9 +174,8 @@ def _bare(ours: Side, env: VectorEnv, threads: int) -> Side:
         batch.step(nstep=worlds.n_substeps)
 
     ours.begin = remember
-    assert isinstance(env.single_action_space, gym.spaces.Box)
-    bound = env.single_action_space.high
-    return Side(step, [(a.cpu().numpy() / bound).astype(float) for a in ours.actions], begin)
+    assert isinstance(worlds, RobotWorlds)
+    return Side(step, [worlds.commands(a).double().numpy() for a in ours.actions], begin)
 
 
 def _shared_model(ours: Side, env: VectorEnv, threads: int) -> Side:
@@ -189,6 +189,11 @@ def _gymnasium_id(family: Family) -> str:
     return name
 
 
+def _options(family: Family, peer: Peer) -> dict[str, Any]:
+    """What a peer must be told so that it does the same work."""
+    return dict(getattr(family, f"{peer}_options", {}))
+
+
 def _gymnasium(ours: Side, env: VectorEnv, threads: int) -> Side:
     """The faster of gymnasium's vector modes; each is timed briefly to find out."""
     actions = [a.cpu().numpy() for a in ours.actions]
@@ -199,6 +204,7 @@ def _gymnasium(ours: Side, env: VectorEnv, threads: int) -> Side:
             env.num_envs,
             vectorization_mode=mode,
             max_episode_steps=env.horizon,
+            **_options(env.family, "gymnasium"),
         )
         worlds.reset(seed=0)
         sides.append(Side(worlds.step, actions, close=worlds.close, name=f"gymnasium {mode}"))
@@ -224,6 +230,7 @@ def _envpool(ours: Side, env: VectorEnv, threads: int) -> Side:
         num_envs=env.num_envs,
         num_threads=threads,
         max_episode_steps=env.horizon,
+        **_options(env.family, "envpool"),
     )
     worlds.reset()
     actions = [a.cpu().double().numpy() for a in ours.actions]
