@@ -81,6 +81,8 @@ _TRAINING: dict[str, Options] = {
 }
 
 
+_BODIES = ("half-cheetah-rand-params", "walker2d-rand-params", "hopper-rand-params")
+
 # Published settings (Rakelly et al. 2019 and their code), by family; they are for a GPU.
 _PEARL_PUBLISHED: Options = {
     "variant": "paper",
@@ -157,6 +159,17 @@ _PEARL: dict[str, Options] = {
         "initial_episodes": 2,
         "kl_weight": 0.01,
     },
+    # Bodies differ in what actions do, so that the next observation tells more than the reward.
+    **{
+        name: {
+            **_PEARL_SMALL,
+            "layers": (128, 128),
+            "next_obs_in_context": True,
+            "initial_episodes": 2,
+            "kl_weight": 0.01,
+        }
+        for name in _BODIES
+    },
     "half-cheetah-dir": {
         **_PEARL_SMALL,
         "layers": (128, 128),
@@ -213,8 +226,7 @@ _CHEETAH_TRAINING: Options = {
     "checkpoint_every": 10,
 }
 _PEARL_TRAINING: dict[str, Options] = {
-    "half-cheetah-vel": _CHEETAH_TRAINING,
-    "half-cheetah-dir": _CHEETAH_TRAINING,
+    **{name: _CHEETAH_TRAINING for name in (*ROBOTS, *_BODIES)},
     "point-dense": {
         "total_steps": 670_000,
         "num_worlds": 80,
@@ -259,8 +271,7 @@ _SB3_PPO_TRAINING: Options = {
 
 # Return after adapting counts from the third episode on; with a sparse reward it takes longer.
 _PEARL_FAMILY: dict[str, Options] = {
-    "half-cheetah-vel": {"episodes": 3},
-    "half-cheetah-dir": {"episodes": 3},
+    **{name: {"episodes": 3} for name in (*ROBOTS, *_BODIES)},
     "navigation-2d": {"episodes": 3},
     "point-dense": {"episodes": 4},
     "point-sparse": {"episodes": 10},
