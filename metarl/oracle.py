@@ -101,6 +101,10 @@ class TaskInObservationEnv(VectorEnv):
         info["final_obs"] = self._append(info["final_obs"])
         return self._append(obs), reward, terminated, truncated, info
 
+    def rest(self, worlds: Tensor) -> None:
+        """It is the inner worlds that may rest."""
+        self.inner.rest(worlds)
+
     def dump_unstable_to(self, folder: Path) -> None:
         """The inner worlds have the physics."""
         self.inner.dump_unstable_to(folder)

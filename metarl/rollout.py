@@ -91,8 +91,8 @@ def run_trials(
 ) -> Rollout:
     """Run one trial of `episodes` episodes in every world of `env`, whose tasks are set.
 
-    A world that has finished its last episode goes on stepping until all have, but those steps are
-    marked inactive: they count nowhere.
+    A world that has finished its last episode rests until all have: its steps are marked inactive
+    and count nowhere.
 
     Args:
         policy: begins anew, then acts and observes.
@@ -113,6 +113,8 @@ def run_trials(
         look = env.device.type == "cpu" or recorder.time % env.horizon == 0
         if look and not bool(active.any()):
             break
+        if look and not bool(active.all()):
+            env.rest(~active)
         action = policy.act(obs)
         next_obs, reward, terminated, truncated, info = env.step(action)
         step = Step(info["final_obs"], reward, terminated, truncated)

@@ -56,6 +56,7 @@ class VectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Any]):
         self._draws = torch.zeros(num_worlds, dtype=torch.int64, device=self.device)
         self._elapsed = torch.zeros(num_worlds, dtype=torch.int64, device=self.device)
         self._was_reset = False
+        self._resting: Tensor | None = None
 
     # --- what users call -------------------------------------------------------------------
 
@@ -92,6 +93,7 @@ class VectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Any]):
             self._keys = random.world_keys(seed, self.num_envs, self.device)
             self._draws.zero_()
         self._elapsed.zero_()
+        self._resting = None
         self._reset_worlds(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
         self._was_reset = True
         return self._observe(), {}
@@ -126,6 +128,13 @@ class VectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Any]):
             self._reset_worlds(done)
             obs = self._observe()
         return obs, reward, terminated, truncated, {"final_obs": final_obs, **info}
+
+    def rest(self, worlds: Tensor) -> None:
+        """Until the next `reset` nobody looks at `worlds`, bool `[num_worlds]`.
+
+        What they show and earn is without meaning from here on: simulators need not step them.
+        """
+        self._resting = worlds
 
     def dump_unstable_to(self, folder: Path) -> None:
         """Where simulations that blow up leave their last step; worlds without physics cannot."""

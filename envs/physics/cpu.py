@@ -81,7 +81,7 @@ class CpuPhysics:
                 self._batch.forward()
         return self._fields[name]
 
-    def step(self, ctrl: Tensor, n_substeps: int) -> Tensor | None:
+    def step(self, ctrl: Tensor, n_substeps: int, worlds: Tensor | None = None) -> Tensor | None:
         """See `Physics.step`."""
         self._ctrl.copy_(ctrl)
         # MuJoCo puts a world that blows up back to its start silently, so keep what it came from.
@@ -89,7 +89,8 @@ class CpuPhysics:
         self._substeps = n_substeps
         failed = None
         try:
-            self._batch.step(nstep=n_substeps)
+            ids = None if worlds is None else np.flatnonzero(worlds.cpu().numpy())
+            self._batch.step(ids, nstep=n_substeps)
         except SimulationError as error:
             failed = error.ids
         # `not <` rather than `>=`: a maximum with a NaN in it is NaN.

@@ -53,8 +53,10 @@ class Physics(Protocol):
         """
         ...
 
-    def step(self, ctrl: Tensor, n_substeps: int) -> Tensor | None:
-        """Advance every world by `n_substeps` under `ctrl` `[num_worlds, nu]`.
+    def step(self, ctrl: Tensor, n_substeps: int, worlds: Tensor | None = None) -> Tensor | None:
+        """Advance worlds by `n_substeps` under `ctrl` `[num_worlds, nu]`.
+
+        All of them, or those in `worlds` bool `[num_worlds]`; the others stay as they are.
 
         Returns:
             bool `[num_worlds]`, true for worlds whose simulation became unstable. They have been

@@ -45,7 +45,8 @@ class PhysicsWorlds(VectorEnv):
 
     def _simulate(self, ctrl: Tensor) -> Tensor | None:
         """One control step; what `Physics.step` returns, after a report of unstable worlds."""
-        unstable = self.physics.step(ctrl, self.n_substeps)
+        awake = None if self._resting is None else ~self._resting
+        unstable = self.physics.step(ctrl, self.n_substeps, awake)
         if unstable is None:
             return None
         if bool(unstable.any()):
