@@ -13,26 +13,25 @@ velocities by 0.1 N(0, 1).
 `pearl` is the definition of Rakelly et al. 2019, `promp` that of Rothfuss et al. 2019; f are the
 contact forces on the 14 bodies, each number cut to [-1, 1]. Differences from the papers' code: its
 simulators had contact forces (MuJoCo 1.5) or left them at zero (MuJoCo 2), so PEARL's ant-dir has
-no cost of them here, as its observation has none; and they are those that acted at the beginning
-of the last substep, while gymnasium's, computed after it, mix two moments.
+no cost of them here, as its observation has none; and they are those at the beginning of the last
+substep (see `metarl.envs.forces`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar, Literal
 
-import mujoco
 import torch
 from torch import Tensor
 
+from metarl.envs.forces import with_contact_forces
 from metarl.envs.goals import Heading, Place, both_ways, sample_angles, sample_disc
-from metarl.envs.physics import Model, load_model
+from metarl.envs.physics import Model
 from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
 from metarl.errors import UsageError
-from metarl.tasks import Split, TaskKind
+from metarl.tasks import Split, TaskBatch, TaskKind
 
 Preset = Literal["pearl", "promp"]
 Directions = Literal["two", "all"]
@@ -46,20 +45,6 @@ OUT_OF_RANGE_RADIUS = 4.0
 """of the disc that out-of-range goals lie in, m"""
 TORSO = 1
 """id of the body"""
-
-
-@cache
-def with_contact_forces(model: Model) -> Model:
-    """The model with a sensor for whose sake MuJoCo computes the forces on all bodies."""
-    spec = mujoco.MjSpec.from_file(model.path)
-    site = spec.worldbody.first_body().add_site(name="metarl_force")
-    spec.add_sensor(
-        name="metarl_force",
-        type=mujoco.mjtSensor.mjSENS_FORCE,
-        objtype=mujoco.mjtObj.mjOBJ_SITE,
-        objname=site.name,
-    )
-    return load_model(f"<{model.path} with forces>", xml=spec.to_xml())
 
 
 @dataclass(frozen=True)
@@ -238,3 +223,9 @@ class AntGoal(Ant):
         """Uniform in the disc; out of range in the ring around it."""
         places = sample_disc(n, split, generator, GOAL_RADIUS, OUT_OF_RANGE_RADIUS)
         return {"place": places}
+
+    def marker(self, tasks: TaskBatch, index: int) -> tuple[float, float, float]:
+        """The goal, on the floor."""
+        assert isinstance(tasks, Place)
+        x, y = tasks.place[index].tolist()
+        return x, y, 0.0

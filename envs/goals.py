@@ -22,6 +22,10 @@ class TargetSpeed(RobotTask):
     speed: Tensor
     """float64 `[N]`, m/s; positive is forward"""
 
+    def words(self, index: int) -> str:
+        """The speed."""
+        return f"speed {float(self.speed[index]):.2f} m/s"
+
 
 @dataclass(frozen=True)
 class Direction(RobotTask):
@@ -29,6 +33,10 @@ class Direction(RobotTask):
 
     direction: Tensor
     """float64 `[N]`, +1 forward or -1 backward"""
+
+    def words(self, index: int) -> str:
+        """Which way."""
+        return "forward" if float(self.direction[index]) > 0 else "backward"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,11 @@ class Heading(RobotTask):
     heading: Tensor
     """float64 `[N, 2]`: unit vectors [cos, sin]"""
 
+    def words(self, index: int) -> str:
+        """The angle to the x axis, anticlockwise."""
+        x, y = self.heading[index].tolist()
+        return f"heading {round(math.degrees(math.atan2(y, x))) % 360} deg"
+
 
 @dataclass(frozen=True)
 class Place(RobotTask):
@@ -45,6 +58,11 @@ class Place(RobotTask):
 
     place: Tensor
     """float64 `[N, 2]`: x and y, m"""
+
+    def words(self, index: int) -> str:
+        """The place."""
+        x, y = self.place[index].tolist()
+        return f"goal ({x:.2f}, {y:.2f}) m"
 
 
 def both_ways(n: int, generator: torch.Generator) -> Tensor:

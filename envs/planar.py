@@ -7,22 +7,26 @@ when the robot falls.
 - `*-rand-params` (Rothfuss et al. 2019; Rakelly et al. 2019): run forward with a body of unknown
   dynamics. Masses, inertias and frictions are multiplied by 1.5^U[-3, 3], joint dampings by
   1.3^U[-3, 3], element by element.
-- `*-vel`: run at an unknown speed. `walker2d-vel` is the task of Rothfuss et al. with its range and
-  frame skip as the preset `promp`; the default has speeds that a walker reaches within an episode.
+- `*-vel`: run at an unknown speed, with a bonus for every step. The default, `reachable`, asks for
+  up to 2 m/s and pays enough for standing still never to be worse than falling. The preset `promp`
+  of `walker2d-vel` is the task of Rothfuss et al. 2019: speeds up to 10 m/s, a bonus of 15, and
+  eight substeps per control step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from metarl.envs.goals import TargetSpeed, sample_speeds
 from metarl.envs.physics import Model
 from metarl.envs.randomization import Randomization, Vary
 from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
-from metarl.tasks import TaskKind
+from metarl.errors import UsageError
+from metarl.tasks import Split, TaskKind
 
 CONTROL_COST = 1e-3
 """reward lost per squared motor command"""
@@ -30,6 +34,28 @@ ALIVE_BONUS = 1.0
 """reward for every step, the last one too"""
 MAX_OBSERVED_VELOCITY = 10.0
 """velocities are shown cut to this, m/s and rad/s"""
+
+Preset = Literal["reachable", "promp"]
+
+
+@dataclass(frozen=True)
+class SpeedPreset:
+    """What differs between definitions of running at an unknown speed."""
+
+    fastest: float
+    """upper end of the target speeds, m/s"""
+    out_of_range: float
+    """upper end of those of the out-of-range split, m/s"""
+    bonus: float
+    """reward for every step, the last one too"""
+    frame_skip: int
+    """substeps in a control step"""
+
+
+SPEED_PRESETS: dict[Preset, SpeedPreset] = {
+    "reachable": SpeedPreset(fastest=2.0, out_of_range=3.0, bonus=2.0, frame_skip=4),
+    "promp": SpeedPreset(fastest=10.0, out_of_range=12.0, bonus=15.0, frame_skip=8),
+}
 
 PUBLISHED_DYNAMICS = Randomization(
     tuple(
@@ -171,3 +197,109 @@ class HopperRandParams(Hopper):
     name: ClassVar[str] = "hopper-rand-params"
     task_kind: ClassVar[TaskKind] = "continuous"
     randomize: Randomization = PUBLISHED_DYNAMICS
+
+
+@dataclass(frozen=True)
+class LegsVel(PlanarLegs):
+    """What walker2d-vel and hopper-vel share."""
+
+    task_class: ClassVar[type[RobotTask]] = TargetSpeed
+    task_kind: ClassVar[TaskKind] = "continuous"
+    splits: ClassVar[tuple[Split, ...]] = ("train", "held-out", "out-of-range")
+
+    @property
+    def definition(self) -> SpeedPreset:
+        """Speeds, bonus and frame skip."""
+        return SPEED_PRESETS["reachable"]
+
+    def sample_goals(self, n: int, split: Split, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw speeds from the stripes of the range that belong to `split`, or from beyond it."""
+        chosen = self.definition
+        speeds = sample_speeds(n, split, generator, chosen.fastest, chosen.out_of_range)
+        return {"speed": speeds}
+
+    def earned(self, speed: Tensor, task: RobotTask) -> Tensor:
+        """How near speeds `[W]`, m/s, are to those asked for, and the bonus."""
+        assert isinstance(task, TargetSpeed)
+        return self.definition.bonus - (speed - task.speed).abs()
+
+
+@dataclass(frozen=True)
+class Walker2dVel(LegsVel, Walker2d):
+    """Run at a target speed on two legs.
+
+    | observation | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | height of the torso | m | (0.8, 2) |
+    | 1 | pitch of the torso | rad | (-1, 1) |
+    | 2, 3, 4 | right thigh, leg, foot | rad | about [-2.6, 0], [-2.6, 0], [-0.8, 0.8] |
+    | 5, 6, 7 | left thigh, leg, foot | rad | as above |
+    | 8, 9 | forward and upward velocity of the torso | m/s | [-10, 10] |
+    | 10 to 16 | pitch rate, and rates of the joints 2 to 7 | rad/s | [-10, 10] |
+
+    | action | meaning | unit | range |
+    |---|---|---|---|
+    | 0, 1, 2 | right thigh, leg, foot motor: 1 is 100 N m | - | [-1, 1] |
+    | 3, 4, 5 | left thigh, leg, foot motor: 1 is 100 N m | - | [-1, 1] |
+
+    | task | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | target speed v* (preset reachable) | m/s | [0, 2], out-of-range (2, 3] |
+    | 0 | target speed v* (preset promp) | m/s | [0, 10], out-of-range (10, 12] |
+
+    The reward is -|vx - v*| + 2 - 0.001 |u|² (promp: + 15), where vx is the distance that the torso
+    moved during the step divided by its 8 ms (promp: 16 ms). An episode ends when the torso is
+    below 0.8 m or above 2 m, or leans by 1 rad.
+    """
+
+    name: ClassVar[str] = "walker2d-vel"
+    preset: Preset = "reachable"
+    """which definition: reachable (speeds up to 2 m/s) or promp (as published, up to 10 m/s)"""
+    if not TYPE_CHECKING:
+        frame_skip: ClassVar[property] = property(lambda self: self.definition.frame_skip)
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.preset not in SPEED_PRESETS:
+            raise UsageError(
+                f"family {self.name}: unknown preset {self.preset!r}; "
+                f"choose from {', '.join(SPEED_PRESETS)}"
+            )
+        super().__post_init__()
+
+    @property
+    def definition(self) -> SpeedPreset:
+        """That of the preset."""
+        return SPEED_PRESETS[self.preset]
+
+    @property
+    def gymnasium_options(self) -> dict[str, Any]:  # type: ignore[override]
+        """As long control steps as ours."""
+        return {"frame_skip": self.frame_skip}
+
+
+@dataclass(frozen=True)
+class HopperVel(LegsVel, Hopper):
+    """Hop at a target speed.
+
+    | observation | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | height of the torso | m | above 0.7 |
+    | 1 | pitch of the torso | rad | (-0.2, 0.2) |
+    | 2, 3, 4 | thigh, leg, foot | rad | about [-2.6, 0], [-2.6, 0], [-0.8, 0.8] |
+    | 5, 6 | forward and upward velocity of the torso | m/s | [-10, 10] |
+    | 7 to 10 | pitch rate, and rates of the joints 2 to 4 | rad/s | [-10, 10] |
+
+    | action | meaning | unit | range |
+    |---|---|---|---|
+    | 0, 1, 2 | thigh, leg, foot motor: 1 is 200 N m | - | [-1, 1] |
+
+    | task | meaning | unit | range |
+    |---|---|---|---|
+    | 0 | target speed v* | m/s | [0, 2], out-of-range (2, 3] |
+
+    The reward is -|vx - v*| + 2 - 0.001 |u|², where vx is the distance that the torso moved during
+    the step divided by its 8 ms. An episode ends when the torso is below 0.7 m or leans by 0.2 rad.
+    """
+
+    name: ClassVar[str] = "hopper-vel"

@@ -33,7 +33,9 @@ FAMILIES: dict[str, str] = {
     "ant-dir": "metarl.envs.ant:AntDir",
     "ant-goal": "metarl.envs.ant:AntGoal",
     "walker2d-rand-params": "metarl.envs.planar:Walker2dRandParams",
+    "walker2d-vel": "metarl.envs.planar:Walker2dVel",
     "hopper-rand-params": "metarl.envs.planar:HopperRandParams",
+    "hopper-vel": "metarl.envs.planar:HopperVel",
 }
 """Where each family lives, as "module:class"; a new family adds its line here."""
 

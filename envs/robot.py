@@ -9,7 +9,7 @@ Shapes: `W` worlds, `N` tasks, `P` numbers of the randomisation, `O` observation
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -52,6 +52,10 @@ class RobotTask(TaskBatch):
         if others and self.dynamics.numel() == 0:
             nothing = others[0].new_zeros(len(others[0]), 0, dtype=torch.float64)
             object.__setattr__(self, "dynamics", nothing)
+
+    def words(self, index: int) -> str:
+        """What a task asks for, in a few words with units; nothing, if only the body differs."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,24 @@ class Robot(Family):
         """The other fields of the family's tasks."""
         return {}
 
+    def task_fields(self, task: RobotTask, current: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Fields of MuJoCo's model that a task sets besides its dynamics, `[W, ...]` by name.
+
+        Args:
+            task: one task for each world.
+            current: a field as it is without them, `[W, ...]`; not to be written to.
+        """
+        return {}
+
     def describe(self, tasks: TaskBatch, index: int) -> str:
-        """A task in a few words, with units."""
+        """A task in a few words, with units: what is asked, and what the body is like."""
         assert isinstance(tasks, RobotTask)
-        return self.parameters.describe(tasks.dynamics[index])
+        body = self.parameters.describe(tasks.dynamics[index])
+        return ", ".join(part for part in (tasks.words(index), body) if part)
+
+    def marker(self, tasks: TaskBatch, index: int) -> tuple[float, float, float] | None:
+        """Where a task's goal is, m, for pictures; None where there is no such place."""
+        return None
 
     task_class: ClassVar[type[RobotTask]] = RobotTask
     """what `sample_tasks` returns"""
@@ -218,11 +236,17 @@ class RobotWorlds(PhysicsWorlds):
         drawn = [(self.family.parameters, self._task.dynamics)]
         if self._hidden is not None:
             drawn.append((self._hidden, self._hidden.middle(self.num_envs)))
-        if not any(len(parameters) for parameters, _ in drawn):
-            return
-        fields = model_fields(drawn, self.physics.model, self.physics.shared)
+        shared = self.physics.shared
+        fields = model_fields(drawn, self.physics.model, shared)
+
+        def current(name: str) -> Tensor:
+            return fields[name] if name in fields else shared(name)
+
+        fields |= self.family.task_fields(self._task, current)
         if fields:
             self.physics.randomise(fields)
+        if not any(len(parameters) for parameters, _ in drawn):
+            return
         settings = Settings.of(drawn, self.num_envs, self.family.observations)
         self._spread = settings.initial_state.unsqueeze(-1)
         self._disturbances = None
