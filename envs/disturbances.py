@@ -106,6 +106,13 @@ class Settings:
     """id of the body that is pushed"""
     initial_state: Tensor
     """`[W]`: factor on the spread of initial states"""
+    noisy: bool
+    """whether observation noise is varied at all"""
+    pushes: bool
+    """whether pushes are"""
+    any: bool
+    """whether anything but the initial state is: by name, not by what was drawn, so that no world
+    depends on what the others are like"""
 
     @classmethod
     def of(cls, drawn: Drawn, worlds: int, observations: int) -> Settings:
@@ -118,6 +125,7 @@ class Settings:
             name: torch.zeros(worlds, observations, dtype=torch.float64)
             for name in ("observation_noise", "observation_bias")
         }
+        varied = {vary.quantity for parameters, _ in drawn for vary in parameters.vary}
         spread, pushed = torch.ones(worlds, dtype=torch.float64), 1
         for parameters, values in drawn:
             for name in totals:
@@ -138,20 +146,10 @@ class Settings:
             push_force=totals["push_force"],
             pushed=pushed,
             initial_state=spread,
+            noisy="observation_noise" in varied,
+            pushes="push_force" in varied,
+            any=any(name in varied for name in (*totals, *shown)),
         )
-
-    @property
-    def idle(self) -> bool:
-        """Whether they change neither actions, nor observations, nor forces."""
-        disturbing = (
-            self.action_delay,
-            self.action_dropout,
-            self.observation_delay,
-            self.observation_noise,
-            self.observation_bias,
-            self.push_force,
-        )
-        return not any(bool((x != 0).any()) for x in disturbing)
 
 
 class Disturbances:
@@ -168,8 +166,7 @@ class Disturbances:
         self.force = torch.zeros(worlds, 6, dtype=torch.float64)
         self.push_left = torch.zeros(worlds, dtype=torch.int64)
         self._worlds = torch.arange(worlds)
-        self.noisy = bool((settings.observation_noise != 0).any())
-        self.pushes = bool((settings.push_force != 0).any())
+        self.noisy, self.pushes = settings.noisy, settings.pushes
         self.draws = 3
         """uniform numbers that `command` takes a world"""
 

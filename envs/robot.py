@@ -19,6 +19,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from metarl import random
 from metarl.envs.disturbances import Disturbances, Settings, model_fields
 from metarl.envs.physics import CpuPhysics, Model, Physics, PhysicsWorlds, load_model
 from metarl.envs.randomization import NOTHING, Parameters, Randomization
@@ -36,6 +37,7 @@ State = Mapping[str, Tensor]
 """Fields of the physics by MuJoCo's names, `[W, ...]`."""
 
 _DISTURBANCES = "disturbances."
+_SALTS = (0x5851F42D4C957F2D, 0x14057B7EF767814F)
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ class RobotWorlds(PhysicsWorlds):
         settings = Settings.of(drawn, self.num_envs, self.family.observations)
         self._spread = settings.initial_state.unsqueeze(-1)
         self._disturbances = None
-        if not settings.idle:
+        if settings.any:
             actuators = self.physics.model.compiled.nu
             self._disturbances = Disturbances(settings, actuators, self.family.dt)
 
@@ -299,14 +301,23 @@ class RobotWorlds(PhysicsWorlds):
         disturbances = self._disturbances
         if disturbances is None:
             return command
-        executed = disturbances.command(command, self._uniform(disturbances.draws))
+        executed = disturbances.command(command, self._noise(random.uniform, disturbances.draws))
         if disturbances.pushes:
             self.physics.field("xfrc_applied")[:, disturbances.settings.pushed] = disturbances.force
         return executed
 
+    def _noise(self, draw: Callable[[Tensor, Tensor, int], Tensor], k: int) -> Tensor:
+        """`k` numbers for every world at this step, of a stream that resets do not draw from.
+
+        So a robot that is not disturbed begins its episodes as one that is.
+        """
+        draws = (self._draws << 20) + self._elapsed
+        salt = _SALTS[draw is random.normal]
+        return draw(self._keys ^ salt, draws, k).to(self.physics.device)
+
     def _sense(self, disturbances: Disturbances) -> None:
         obs = self.family.observe(self._state).float()
-        normal = self._normal(obs.shape[1]).to(obs.device) if disturbances.noisy else None
+        normal = self._noise(random.normal, obs.shape[1]) if disturbances.noisy else None
         disturbances.sense(obs, normal)
 
     def _observe(self) -> Tensor:
