@@ -6,7 +6,7 @@ in `experiments/RESULTS.md`.
 
 from __future__ import annotations
 
-from metarl.experiments import gradient_presets, varibad_presets
+from metarl.experiments import gradient_presets, robot_presets, varibad_presets
 from metarl.experiments.gradient_presets import ROBOTS, Options
 
 # Small discrete families: trials are short enough for full back-propagation, and entropy keeps the
@@ -53,10 +53,7 @@ _AGENT: dict[str, Options] = {
     "navigation-2d": {"gamma": 0.95},
     "half-cheetah-vel": {},
     "half-cheetah-dir": {},
-    "half-cheetah-rand-params": {},
-    "ant-dir": {"gamma": 0.99},
-    "walker2d-rand-params": {"gamma": 0.99},
-    "hopper-rand-params": {"gamma": 0.99},
+    **robot_presets.ON_POLICY,
 }
 
 _TRAINING: dict[str, Options] = {
@@ -68,20 +65,9 @@ _TRAINING: dict[str, Options] = {
     "point-sparse": {"total_steps": 3_000_000, "num_worlds": 128, "evaluate_every": 300_000},
     "navigation-2d": {"total_steps": 2_000_000, "num_worlds": 64, "evaluate_every": 200_000},
     "half-cheetah-vel": {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000},
-    **{
-        name: {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000}
-        for name in (
-            "half-cheetah-dir",
-            "half-cheetah-rand-params",
-            "ant-dir",
-            "walker2d-rand-params",
-            "hopper-rand-params",
-        )
-    },
+    "half-cheetah-dir": {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000},
+    **robot_presets.TRAINING,
 }
-
-
-_BODIES = ("half-cheetah-rand-params", "walker2d-rand-params", "hopper-rand-params")
 
 # Published settings (Rakelly et al. 2019 and their code), by family; they are for a GPU.
 _PEARL_PUBLISHED: Options = {
@@ -168,7 +154,7 @@ _PEARL: dict[str, Options] = {
             "initial_episodes": 2,
             "kl_weight": 0.01,
         }
-        for name in _BODIES
+        for name in robot_presets.BODIES
     },
     "half-cheetah-dir": {
         **_PEARL_SMALL,
@@ -226,7 +212,7 @@ _CHEETAH_TRAINING: Options = {
     "checkpoint_every": 10,
 }
 _PEARL_TRAINING: dict[str, Options] = {
-    **{name: _CHEETAH_TRAINING for name in (*ROBOTS, *_BODIES)},
+    **{name: _CHEETAH_TRAINING for name in (*ROBOTS, *robot_presets.BODIES)},
     "point-dense": {
         "total_steps": 670_000,
         "num_worlds": 80,
@@ -271,7 +257,7 @@ _SB3_PPO_TRAINING: Options = {
 
 # Return after adapting counts from the third episode on; with a sparse reward it takes longer.
 _PEARL_FAMILY: dict[str, Options] = {
-    **{name: {"episodes": 3} for name in (*ROBOTS, *_BODIES)},
+    **{name: {"episodes": 3} for name in (*ROBOTS, *robot_presets.BODIES)},
     "navigation-2d": {"episodes": 3},
     "point-dense": {"episodes": 4},
     "point-sparse": {"episodes": 10},
@@ -279,7 +265,8 @@ _PEARL_FAMILY: dict[str, Options] = {
 
 
 _PRESETS: dict[str, tuple[dict[str, Options], dict[str, Options]]] = {
-    **dict.fromkeys(("rl2", "non-adaptive", "oracle"), (_AGENT, _TRAINING)),
+    "rl2": ({**_AGENT, **robot_presets.RL2}, {**_TRAINING, **robot_presets.RL2_TRAINING}),
+    **dict.fromkeys(("non-adaptive", "oracle"), (_AGENT, _TRAINING)),
     "varibad": (varibad_presets.AGENT, varibad_presets.TRAINING),
     "pearl": (_PEARL, _PEARL_TRAINING),
     "pearl-paper": (_PEARL_PAPER, _PEARL_PAPER_TRAINING),
@@ -298,7 +285,7 @@ _PRESETS: dict[str, tuple[dict[str, Options], dict[str, Options]]] = {
 def preset(agent: str, family: str) -> dict[str, Options]:
     """Defaults for training `agent` on `family`: options of the agent, the family, the trainer.
 
-    The three on-policy agents share one PPO and so one preset per family.
+    The three on-policy agents share one PPO and so, but for robots that fall, one preset per family.
     """
     settings, training = _PRESETS[agent]
     pearl, gradient = agent.startswith("pearl"), agent.startswith(("maml", "promp"))
