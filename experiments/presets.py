@@ -285,7 +285,7 @@ _PRESETS: dict[str, tuple[dict[str, Options], dict[str, Options]]] = {
 def preset(agent: str, family: str) -> dict[str, Options]:
     """Defaults for training `agent` on `family`: options of the agent, the family, the trainer.
 
-    The three on-policy agents share one PPO and so, but for robots that fall, one preset per family.
+    The three on-policy agents share one PPO and so, except for robots that fall, one preset.
     """
     settings, training = _PRESETS[agent]
     pearl, gradient = agent.startswith("pearl"), agent.startswith(("maml", "promp"))

@@ -43,7 +43,5 @@ RL2: dict[str, Options] = {**ON_POLICY, **dict.fromkeys(FALLING, _WIDE)}
 
 _TRAINED: Options = {"total_steps": 3_000_000, "num_worlds": 64, "evaluate_every": 250_000}
 TRAINING: dict[str, Options] = dict.fromkeys(SUITE, _TRAINED)
-RL2_TRAINING: dict[str, Options] = {
-    **TRAINING,
-    **dict.fromkeys(FALLING, {**_TRAINED, "num_worlds": 128}),
-}
+_MORE_WORLDS: Options = {**_TRAINED, "num_worlds": 128}
+RL2_TRAINING: dict[str, Options] = {**TRAINING, **dict.fromkeys(FALLING, _MORE_WORLDS)}
