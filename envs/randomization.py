@@ -6,7 +6,8 @@ numbers `[N, P]` in the units of their quantities describe N tasks.
 
 Regions: `train` and `held-out` tasks fill the range in alternating stripes; an `out-of-range` task
 lies outside of it in one `Vary`, drawn at random, and inside in all others; the `nominal` task is
-the robot as its model file has it.
+the robot as its model file has it. Delays are whole numbers of steps, all in the range equally
+likely, so that they alone cannot tell train from held-out tasks.
 
 The quantities follow Peng et al. 2018 (dynamics randomisation) and Tan et al. 2018 (delays, pushes
 and sensors of legged robots).
@@ -15,167 +16,30 @@ and sensors of legged robots).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import torch
 import yaml
 from torch import Tensor
 
-from metarl.configs import from_plain
+from metarl.configs import NEWER, from_plain
 from metarl.envs.physics.model import Model
+from metarl.envs.quantities import QUANTITIES, Columns, find_columns
+from metarl.envs.ranges import Vary
 from metarl.errors import UsageError
 from metarl.tasks import Split, striped
 
-Elements = Literal["body", "geom", "joint", "actuator", "observation", "robot"]
-Distribution = Literal["uniform", "log-uniform", "gaussian"]
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A physical quantity that can be varied."""
-
-    unit: str
-    """x: a factor on the model's own value"""
-    elements: Elements
-    """what has it: `of` picks some of them by name, and `each` gives every one its own number"""
-    nominal: float
-    """the value that leaves the robot as it is"""
-    least: float
-    """values below make no sense"""
-    meaning: str
-    """in words, for documentation"""
-    per_element: int = 1
-    """numbers that one element has if each has its own"""
-    separate: bool = False
-    """elements have their own numbers always"""
-
-
-_ANY = -math.inf
-QUANTITIES: dict[str, Quantity] = {
-    "body_mass": Quantity("x", "body", 1.0, 1e-3, "mass, the inertia unchanged"),
-    "body_inertia": Quantity("x", "body", 1.0, 1e-3, "principal moments of inertia", 3),
-    "density": Quantity("x", "body", 1.0, 1e-3, "mass and inertia together"),
-    "com_offset": Quantity("m", "body", 0.0, _ANY, "shift of the centre of mass", 3, True),
-    "payload": Quantity("kg", "body", 0.0, 0.0, "mass added at the centre of mass"),
-    "friction": Quantity("x", "geom", 1.0, 0.0, "sliding, torsional, rolling friction", 3),
-    "damping": Quantity("x", "joint", 1.0, 0.0, "damping of joints"),
-    "armature": Quantity("x", "joint", 1.0, 0.0, "inertia of rotors"),
-    "actuator_strength": Quantity("x", "actuator", 1.0, 0.0, "gear; 0 disables the actuator"),
-    "actuator_gain": Quantity("x", "actuator", 1.0, 0.0, "gain, and stiffness of servos"),
-    "gravity": Quantity("x", "robot", 1.0, 0.0, "gravity"),
-    "action_delay": Quantity("steps", "robot", 0.0, 0.0, "control steps until an action acts"),
-    "action_dropout": Quantity("", "robot", 0.0, 0.0, "chance that an action is lost"),
-    "observation_noise": Quantity("", "observation", 0.0, 0.0, "standard deviation at each step"),
-    "observation_bias": Quantity("", "observation", 0.0, _ANY, "constant offset", separate=True),
-    "observation_delay": Quantity("steps", "robot", 0.0, 0.0, "age of what is shown"),
-    "push_force": Quantity("N", "body", 0.0, 0.0, "pushes of 0.1 s, about one a second"),
-    "initial_state": Quantity(
-        "x", "robot", 1.0, 0.0, "spread of the states that episodes begin in"
-    ),
-}
-"""What can be varied. Observations are named by their index; joints stand for their degrees of
-freedom; `of` nothing means all (all that move, for bodies; the first that moves, for payloads and
-pushes)."""
-
-
-@dataclass(frozen=True)
-class Vary:
-    """One quantity that differs from task to task."""
-
-    quantity: str
-    """a name in `QUANTITIES`"""
-    low: float
-    """lower end of the training range, in the unit of the quantity"""
-    high: float
-    """upper end"""
-    distribution: Distribution = "uniform"
-    """a Gaussian has its mean in the middle of the range, which ends two deviations from it"""
-    of: tuple[str, ...] = ()
-    """names of bodies, geoms, joints or actuators, or indices of observations; empty for all"""
-    each: bool = False
-    """draw a number for each element, rather than one for all of them"""
-    beyond: float = 0.5
-    """how far out-of-range tasks lie outside on each side, as a share of the range's width"""
-
-    def __post_init__(self) -> None:
-        """Raise `UsageError` for ranges that cannot be."""
-        if self.quantity not in QUANTITIES:
-            raise UsageError(
-                f"randomisation: unknown quantity {self.quantity!r}; choose from "
-                f"{', '.join(QUANTITIES)}"
-            )
-        if self.distribution not in get_args(Distribution):
-            raise UsageError(
-                f"{self._where}: distribution must be one of {', '.join(get_args(Distribution))}, "
-                f"got {self.distribution!r}"
-            )
-        numbers = (self.low, self.high, self.beyond)
-        if not all(math.isfinite(x) for x in numbers):
-            raise UsageError(f"{self._where}: low, high and beyond must be finite, got {numbers}")
-        if self.low > self.high:
-            raise UsageError(
-                f"{self._where}: the range is reversed: low {self.low:g} is above "
-                f"high {self.high:g}"
-            )
-        least = QUANTITIES[self.quantity].least
-        if self.low < least:
-            raise UsageError(f"{self._where}: low must be at least {least:g}, got {self.low:g}")
-        if self.distribution == "log-uniform" and self.low <= 0:
-            raise UsageError(
-                f"{self._where}: low of a log-uniform range must be above 0, got {self.low:g}"
-            )
-        if self.quantity == "action_dropout" and self.high > 1:
-            raise UsageError(f"{self._where}: high must be at most 1, got {self.high:g}")
-        if self.beyond < 0:
-            raise UsageError(f"{self._where}: beyond must be at least 0, got {self.beyond:g}")
-
-    @property
-    def _where(self) -> str:
-        return f"randomisation of {self.quantity}"
-
-    def value(self, share: Tensor) -> Tensor:
-        """The value at a `share` of the way from `low` (0) to `high` (1), also outside of it."""
-        if self.distribution == "log-uniform":
-            return self.low * (self.high / self.low) ** share
-        return self.low + (self.high - self.low) * share
-
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """How far values are from each other, as a share of the range's width."""
-        if self.distribution == "log-uniform":
-            return (a / b).log().abs() / max(math.log(self.high / self.low), 1e-9)
-        return (a - b).abs() / max(self.high - self.low, 1e-9)
-
-    def inside(self, u: Tensor) -> Tensor:
-        """Values of the range for uniform numbers `u` in [0, 1): the quantile function."""
-        if self.distribution == "gaussian":
-            # Cut off at two deviations, which are the ends of the range.
-            tail = 0.5 * math.erfc(2.0 / math.sqrt(2.0))
-            z = torch.special.ndtri(tail + (1.0 - 2.0 * tail) * u)
-            u = 0.5 + 0.25 * z
-        return self.value(u)
-
-    def limits(self) -> tuple[float, float]:
-        """The furthest values that are out of range, no less than makes sense."""
-        low, high = (float(self.value(torch.tensor(x))) for x in (-self.beyond, 1.0 + self.beyond))
-        most = 1.0 if self.quantity == "action_dropout" else math.inf
-        return max(low, QUANTITIES[self.quantity].least), min(high, most)
-
-    def outside(self, u: Tensor) -> Tensor:
-        """Values out of range for uniform numbers in [0, 1), half of them on each side.
-
-        Where there is nothing below (or above) the range, all are on the other side.
-        """
-        low, high = self.limits()
-        below = low + (self.low - low) * (2.0 * u)
-        above = self.high + (high - self.high) * (2.0 - 2.0 * u)
-        if low >= self.low:
-            return self.high + (high - self.high) * (1.0 - u)
-        if high <= self.high:
-            return low + (self.low - low) * u
-        return torch.where(u < 0.5, below, above)
+__all__ = [
+    "NOTHING",
+    "QUANTITIES",
+    "Columns",
+    "Parameters",
+    "Randomization",
+    "Vary",
+    "load_randomization",
+]
 
 
 @dataclass(frozen=True)
@@ -183,6 +47,29 @@ class Randomization:
     """What varies from task to task; nothing, if it is empty."""
 
     vary: tuple[Vary, ...] = ()
+    extra: tuple[tuple[float, ...], ...] = field(default=(), metadata=NEWER)
+    """training tasks besides, wherever they lie, such as those where a policy failed: P numbers
+    each, in order of `vary`"""
+    extra_share: float = field(default=0.0, metadata=NEWER)
+    """share of the training tasks that are drawn from these"""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for a share that cannot be drawn."""
+        most = 1.0 if self.extra else 0.0
+        if not 0.0 <= self.extra_share <= most:
+            raise UsageError(
+                f"randomisation: extra_share must lie between 0 and {most:g} "
+                f"with {len(self.extra)} extra tasks, got {self.extra_share:g}"
+            )
+
+    @classmethod
+    def from_file(cls, path: str) -> Randomization:
+        """Read a file; see `load_randomization`."""
+        return load_randomization(path)
+
+    def __str__(self) -> str:
+        """What varies, in one word."""
+        return ",".join(v.quantity for v in self.vary) or "nothing"
 
     def bind(self, model: Model, observations: int) -> Parameters:
         """What this means for `model` and observations of a length.
@@ -190,21 +77,12 @@ class Randomization:
         Raises:
             UsageError: for a name that the model does not have; the message lists those it has.
         """
-        return Parameters(self, [(_columns(v, model, observations)) for v in self.vary])
+        columns = [find_columns(v.quantity, v.of, v.each, model, observations) for v in self.vary]
+        return Parameters(self, columns)
 
 
 NOTHING = Randomization()
 """Every robot is as its model file has it."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where the numbers of one `Vary` act."""
-
-    ids: tuple[int, ...]
-    """the elements"""
-    names: tuple[str, ...]
-    """one for each number"""
 
 
 class Parameters:
@@ -216,10 +94,38 @@ class Parameters:
         self.names = tuple(name for one in columns for name in one.names)
         ends = list(accumulate((len(one.names) for one in columns), initial=0))
         self.slices = [slice(a, b) for a, b in pairwise(ends)]
+        self.extra_share = randomization.extra_share
+        for row in randomization.extra:
+            self._check(row)
+        self.extra = torch.tensor(randomization.extra, dtype=torch.float64)
+
+    def _check(self, row: tuple[float, ...]) -> None:
+        """Raise `UsageError` unless the numbers of an extra task make sense."""
+        if len(row) != len(self):
+            raise UsageError(
+                f"randomisation: an extra task must have {len(self)} numbers, got {len(row)}"
+            )
+        for vary, part in zip(self.vary, self.slices, strict=True):
+            least = QUANTITIES[vary.quantity].least
+            if not all(math.isfinite(x) and x >= least for x in row[part]):
+                raise UsageError(
+                    f"randomisation: the {vary.quantity} of an extra task must be at least "
+                    f"{least:g}, got {min(row[part]):g}"
+                )
 
     def __len__(self) -> int:
         """P."""
         return len(self.names)
+
+    @property
+    def has_outside(self) -> bool:
+        """Whether there are tasks out of range."""
+        return any(vary.has_outside for vary in self.vary)
+
+    @property
+    def finite(self) -> bool:
+        """Whether there are so few tasks that train and held-out ones are the same."""
+        return all(vary.whole or vary.low == vary.high for vary in self.vary)
 
     def nominal(self, n: int) -> Tensor:
         """The robot as its model file has it, float64 `[n, P]`."""
@@ -243,7 +149,8 @@ class Parameters:
         if split == "nominal" or not self.vary:
             return self.nominal(n)
         u = torch.rand(n, len(self), dtype=torch.float64, generator=generator)
-        away = torch.randint(len(self.vary), (n, 1), generator=generator)
+        can_leave = torch.tensor([i for i, v in enumerate(self.vary) if v.has_outside] or [-1])
+        away = can_leave[torch.randint(len(can_leave), (n, 1), generator=generator)]
         inner = u if split == "out-of-range" else striped(u, split)
         parts = [u[:, :0]]
         for index, (vary, part) in enumerate(zip(self.vary, self.slices, strict=True)):
@@ -251,7 +158,12 @@ class Parameters:
             if split == "out-of-range":
                 values = torch.where(away == index, vary.outside(u[:, part]), values)
             parts.append(values)
-        return torch.cat(parts, -1)
+        drawn = torch.cat(parts, -1)
+        if split == "train" and self.extra_share:
+            instead = torch.rand(n, 1, generator=generator) < self.extra_share
+            which = torch.randint(len(self.extra), (n,), generator=generator)
+            drawn = torch.where(instead, self.extra[which], drawn)
+        return drawn
 
     def of(self, quantity: str, values: Tensor) -> list[tuple[Vary, Columns, Tensor]]:
         """The parts of `values` `[W, P]` that concern a quantity."""
@@ -263,14 +175,14 @@ class Parameters:
 
     def describe(self, values: Tensor, most: int = 3) -> str:
         """Numbers `[P]` of one task in words: those that are farthest from nominal."""
-        if not self.names:
-            return ""
         values, nominal = values.double().cpu(), self.nominal(1)[0]
         distance = torch.zeros(len(self), dtype=torch.float64)
         for vary, part in zip(self.vary, self.slices, strict=True):
             distance[part] = vary.distance(values[part], nominal[part])
-        order = distance.argsort(descending=True)[:most]
-        words = [f"{self.names[i]} {float(values[i]):.3g}{self._unit(i)}" for i in order.tolist()]
+        order = distance.argsort(descending=True, stable=True)[:most].tolist()
+        words = [
+            f"{self.names[i]} = {float(values[i]):.3g}{self._unit(i)}" for i in order if distance[i]
+        ]
         return ", ".join(words)
 
     def _unit(self, column: int) -> str:
@@ -281,75 +193,23 @@ class Parameters:
         raise IndexError(column)
 
 
-def element_names(model: Model, elements: Elements, observations: int = 0) -> list[str]:
-    """The names of a model's bodies, joints, ... by id; those without a name get their number."""
-    if elements == "robot":
-        return []
-    if elements == "observation":
-        return [str(i) for i in range(observations)]
-    compiled = model.compiled
-    count = {"body": "nbody", "geom": "ngeom", "joint": "njnt", "actuator": "nu"}[elements]
-    get: Any = getattr(compiled, elements)
-    return [get(i).name or str(i) for i in range(getattr(compiled, count))]
-
-
-def _columns(vary: Vary, model: Model, observations: int) -> Columns:
-    """Find the elements that a `Vary` is about."""
-    quantity, compiled = QUANTITIES[vary.quantity], model.compiled
-    if quantity.elements == "robot":
-        if vary.of:
-            raise UsageError(
-                f"randomisation of {vary.quantity}: it belongs to the whole robot, of must be empty"
-            )
-        return Columns((), (vary.quantity,))
-    names = element_names(model, quantity.elements, observations)
-    for name in vary.of:
-        if name not in names:
-            raise UsageError(
-                f"randomisation of {vary.quantity}: {model.path} has no {quantity.elements} "
-                f"{name!r}; choose from {', '.join(names)}"
-            )
-    ids = [names.index(name) for name in vary.of] or list(range(len(names)))
-    if quantity.elements == "body" and not vary.of:
-        ids = [i for i in ids if compiled.body_weldid[i] != 0 and compiled.body_mass[i] > 0]
-        ids = ids[:1] if vary.quantity in ("payload", "push_force") else ids
-    if quantity.elements == "body" and any(compiled.body_weldid[i] == 0 for i in ids):
-        fixed = next(names[i] for i in ids if compiled.body_weldid[i] == 0)
-        raise UsageError(f"randomisation of {vary.quantity}: body {fixed!r} cannot move")
-    if vary.quantity in ("damping", "armature") and not vary.of:
-        # A factor on nothing would be a number without meaning.
-        field = getattr(compiled, f"dof_{vary.quantity}")
-        ids = [i for i in ids if field[compiled.dof_jntid == i].any()]
-    if not ids:
-        raise UsageError(
-            f"randomisation of {vary.quantity}: {model.path} has no {quantity.elements}"
-        )
-    if not (vary.each or quantity.separate):
-        return Columns(tuple(ids), (" ".join([vary.quantity, *vary.of]),))
-    numbers = _numbers(vary.quantity, ids, model)
-    return Columns(tuple(ids), tuple(f"{vary.quantity} {names[i]}{k}" for i, k in numbers))
-
-
-def _numbers(quantity: str, ids: list[int], model: Model) -> list[tuple[int, str]]:
-    """The element and a suffix for every number: some elements have three."""
-    if quantity in ("damping", "armature"):
-        dofs = model.compiled.dof_jntid.tolist()
-        return [(j, f".{k}" * (dofs.count(j) > 1)) for j in ids for k in range(dofs.count(j))]
-    k = QUANTITIES[quantity].per_element
-    return [(i, f".{axis}" if k > 1 else "") for i in ids for axis in range(k)]
-
-
 def load_randomization(path: str | Path) -> Randomization:
     """Read a YAML file: a list of mappings with the fields of `Vary`.
 
+    Or a mapping with the fields of `Randomization`, of which `vary` is that list, and `notes` that
+    are not read: what a study of failures leaves behind.
+
     Raises:
-        UsageError: if it cannot be read, or is no such list.
+        UsageError: if it cannot be read, or is neither.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UsageError(f"randomisation {path} cannot be read: {reason}") from None
+    whole = values if isinstance(values, dict) else {"vary": values}
+    more = {name: value for name, value in whole.items() if name not in ("vary", "notes")}
+    values = whole.get("vary")
     if not isinstance(values, list):
         raise UsageError(f"randomisation {path} must be a list of quantities with their ranges")
     vary = []
@@ -359,4 +219,4 @@ def load_randomization(path: str | Path) -> Randomization:
             raise UsageError(f"{where} must be a mapping, got {value!r}")
         defaults = {"distribution": "uniform", "of": [], "each": False, "beyond": 0.5}
         vary.append(from_plain(Vary, {**defaults, **value}, where))
-    return Randomization(tuple(vary))
+    return replace(from_plain(Randomization, {"vary": [], **more}, str(path)), vary=tuple(vary))
