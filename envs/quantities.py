@@ -175,12 +175,9 @@ def _all(quantity: str, count: int, model: Model) -> list[int]:
 def _fixed_centre(body: int, model: Model) -> bool:
     """Whether MuJoCo has simplified the body's equations so that its centre cannot be moved.
 
-    It does so for a body that floats by itself with its centre of mass in its frame's origin.
+    It does so for a body that turns, with no others on it, about its own centre of mass.
     """
-    compiled = model.compiled
-    first = compiled.body_jntadr[body]
-    turns = first >= 0 and compiled.jnt_type[first] == 0
-    return bool(compiled.body_simple[body] and turns)
+    return bool(model.compiled.body_simple[body] == 1)
 
 
 def _checked(quantity: str, ids: list[int], names: list[str], model: Model) -> list[int]:
@@ -195,8 +192,8 @@ def _checked(quantity: str, ids: list[int], names: list[str], model: Model) -> l
         if quantity == "com_offset" and _fixed_centre(i, model):
             raise _error(
                 quantity,
-                f"MuJoCo takes the centre of mass of {names[i]!r}, which floats by itself, as "
-                f"fixed; put it 1e-9 m off the origin in {model.path}",
+                f"MuJoCo takes the centre of mass of body {names[i]!r}, which is alone and turns "
+                f"about it, as fixed; put it 1e-5 m off the body's origin in {model.path}",
             )
     if quantity == "push_force" and len(ids) > 1:
         raise _error(quantity, f"of must name one body, got {', '.join(names[i] for i in ids)}")

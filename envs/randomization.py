@@ -77,6 +77,8 @@ class Randomization:
         Raises:
             UsageError: for a name that the model does not have; the message lists those it has.
         """
+        if [v.quantity for v in self.vary].count("push_force") > 1:
+            raise UsageError("randomisation of push_force: only one body can be pushed")
         columns = [find_columns(v.quantity, v.of, v.each, model, observations) for v in self.vary]
         return Parameters(self, columns)
 

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from metarl import random
+from metarl.configs import NEWER
 from metarl.envs.disturbances import Disturbances, Settings, model_fields
 from metarl.envs.physics import CpuPhysics, Model, Physics, PhysicsWorlds, load_model
 from metarl.envs.randomization import NOTHING, Parameters, Randomization
+from metarl.errors import UsageError
 from metarl.tasks import Family, Split, TaskBatch
 from metarl.vector import Info, VectorEnv, box
 
@@ -80,15 +82,20 @@ class Robot(Family):
     """half-width of the uniform noise on the initial positions (and velocities)"""
     normal_velocities: ClassVar[bool] = False
     """the noise on initial velocities is normal, with that standard deviation"""
-    randomize: Randomization = NOTHING
-    """what varies from task to task besides the goal: name of a YAML file, or nothing"""
+    randomize: Randomization = field(default=NOTHING, metadata=NEWER)
+    """what varies from task to task besides the goal: a YAML file of ranges, or none"""
 
     def __post_init__(self) -> None:
         """Check the options, and that the robot has what is randomised."""
         super().__post_init__()
+        if not isinstance(self.randomize, Randomization):
+            what = "randomize must be what load_randomization reads from a file"
+            raise UsageError(f"family {self.name}: {what}, got {self.randomize!r}")
+        if self.parameters.finite and type(self).sample_goals is Robot.sample_goals:
+            object.__setattr__(self, "shared_splits", True)
         if len(self.parameters):
-            splits = dict.fromkeys((*type(self).splits, "out-of-range", "nominal"))
-            object.__setattr__(self, "splits", tuple(splits))
+            more = ("out-of-range",) * self.parameters.has_outside + ("nominal",)
+            object.__setattr__(self, "splits", tuple(dict.fromkeys((*type(self).splits, *more))))
 
     # --- what a robot says -----------------------------------------------------------------
 
@@ -228,7 +235,6 @@ class RobotWorlds(PhysicsWorlds):
         self._centre, self._half = ranges.mean(1), 0.5 * (ranges[:, 1] - ranges[:, 0])
         self._plain = not bool((self._centre != 0).any() or (self._half != 1).any())
         self._bound = float(family.action_space.high[0])
-        self._own: dict[str, Tensor] = {}
         self._hidden = None if hidden is None else hidden.bind(physics.model, family.observations)
         self._disturbances: Disturbances | None = None
         self._spread = torch.ones(self.num_envs, 1, dtype=torch.float64)
@@ -271,7 +277,8 @@ class RobotWorlds(PhysicsWorlds):
         )
         self.physics.reset(mask, qpos, qvel)
         if self._disturbances is not None:
-            self._disturbances.reset(mask.to(where), self.family.observe(self._state).float())
+            first = self._readings(self._disturbances, step=-1)
+            self._disturbances.reset(mask.to(where), *first)
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Info]:
         family, command = self.family, self.commands(actions)
@@ -280,7 +287,7 @@ class RobotWorlds(PhysicsWorlds):
         reward = family.reward(before, self._state, command, self._task)
         fallen = family.terminated(self._state)
         if self._disturbances is not None:
-            self._sense(self._disturbances)
+            self._disturbances.sense(*self._readings(self._disturbances, self._elapsed))
         terminated = torch.zeros_like(reward, dtype=torch.bool) if fallen is None else fallen
         reward, terminated = reward.float().to(self.device), terminated.to(self.device)
         if unstable is None:
@@ -301,24 +308,29 @@ class RobotWorlds(PhysicsWorlds):
         disturbances = self._disturbances
         if disturbances is None:
             return command
-        executed = disturbances.command(command, self._noise(random.uniform, disturbances.draws))
+        u = self._noise(random.uniform, disturbances.draws, self._elapsed)
+        executed = disturbances.command(command, u)
         if disturbances.pushes:
             self.physics.field("xfrc_applied")[:, disturbances.settings.pushed] = disturbances.force
         return executed
 
-    def _noise(self, draw: Callable[[Tensor, Tensor, int], Tensor], k: int) -> Tensor:
-        """`k` numbers for every world at this step, of a stream that resets do not draw from.
+    def _noise(
+        self, draw: Callable[[Tensor, Tensor, int], Tensor], k: int, step: Tensor | int
+    ) -> Tensor:
+        """`k` numbers for every world at a step, of a stream that resets do not draw from.
 
         So a robot that is not disturbed begins its episodes as one that is.
         """
-        draws = (self._draws << 20) + self._elapsed
+        draws = (self._draws << 20) + step
         salt = _SALTS[draw is random.normal]
         return draw(self._keys ^ salt, draws, k).to(self.physics.device)
 
-    def _sense(self, disturbances: Disturbances) -> None:
+    def _readings(
+        self, disturbances: Disturbances, step: Tensor | int
+    ) -> tuple[Tensor, Tensor | None]:
+        """What there is to see, and standard normal numbers for the noise on it."""
         obs = self.family.observe(self._state).float()
-        normal = self._noise(random.normal, obs.shape[1]) if disturbances.noisy else None
-        disturbances.sense(obs, normal)
+        return obs, self._noise(random.normal, obs.shape[1], step) if disturbances.noisy else None
 
     def _observe(self) -> Tensor:
         if self._disturbances is not None:
@@ -326,12 +338,8 @@ class RobotWorlds(PhysicsWorlds):
         return self.family.observe(self._state).float().to(self.device)
 
     def _world_state(self) -> dict[str, Tensor]:
-        own = self._disturbances
-        under_way = {} if own is None else own.state_dict()
-        return {
-            **super()._world_state(),
-            **{_DISTURBANCES + name: x for name, x in under_way.items()},
-        }
+        under_way = {} if self._disturbances is None else self._disturbances.state_dict()
+        return super()._world_state() | {_DISTURBANCES + k: x for k, x in under_way.items()}
 
     def _load_world_state(self, state: dict[str, Tensor]) -> None:
         mine = {k: v for k, v in state.items() if k.startswith(_DISTURBANCES)}
