@@ -22,6 +22,24 @@ FLAT: dict[str, bool] = {"flat": True}
 """Metadata of a dataclass field whose own fields are options without a prefix."""
 
 
+_FROM_FILES = tyro.constructors.ConstructorRegistry()
+"""Options whose type has a class method `from_file` are given as a file."""
+
+
+@_FROM_FILES.primitive_rule
+def _from_file(info: Any) -> Any:
+    kind = info.type
+    if not hasattr(kind, "from_file"):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE",
+        instance_from_str=lambda words: kind.from_file(words[0]),
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
     """Return `name` if it is one of `allowed`.
 
@@ -59,6 +77,7 @@ def parse(options: type[OptionsT], args: Sequence[str], prog: str, default: Any 
                 prog=prog,
                 description=(options.__doc__ or "").strip(),
                 return_unknown_args=True,
+                registry=_FROM_FILES,
                 **extra,
             )
     except SystemExit as stop:
@@ -103,7 +122,7 @@ def leaves(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         name = prefix + field.name.replace("_", "-")
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not hasattr(value, "from_file"):
             yield from leaves(value, prefix if "flat" in field.metadata else f"{name}.")
         else:
             yield name, value

@@ -15,6 +15,10 @@ from metarl.errors import UsageError
 C = TypeVar("C")
 Plain = dict[str, Any]
 
+NEWER = {"newer": True}
+"""Metadata of fields younger than runs that may still be opened: plain values leave such a field
+out while it has its default, so that configs of before and their hashes stay good."""
+
 
 def to_plain(config: object) -> Plain:
     """Return the fields of a dataclass as a dict that YAML and JSON can hold.
@@ -26,7 +30,11 @@ def to_plain(config: object) -> Plain:
     """
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{config!r} is not a dataclass instance")
-    return {f.name: _plain_value(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    plain = {f.name: _plain_value(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    for f in dataclasses.fields(config):
+        if "newer" in f.metadata and getattr(config, f.name) == f.default:
+            del plain[f.name]
+    return plain
 
 
 def from_plain(kind: type[C], values: Mapping[str, Any], where: str) -> C:
@@ -43,7 +51,11 @@ def from_plain(kind: type[C], values: Mapping[str, Any], where: str) -> C:
     """
     if not isinstance(values, Mapping):
         raise UsageError(f"{where} must be a mapping of option to value, got {values!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    fields = {
+        f.name: f
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if f.init and (f.name in values or "newer" not in f.metadata)
+    }
     require_keys(values, fields, where)
     hints = get_type_hints(kind)
     return kind(
