@@ -308,18 +308,18 @@ def test_a_state_that_overflows_in_the_last_substep_is_seen():
 
 BAD_MODELS = {
     "tag": ("<mujoco>\n<worldbody>\n<bdy/></worldbody></mujoco>", "line 3"),
-    "xml": ("<mujoco><worldbody></mujoco>", "Line number=1"),
+    "xml": ("<mujoco><worldbody></mujoco>", "line 1 does not parse"),
     "empty": ("", "empty"),
     "mesh": ("<mujoco><asset><mesh file='absent.stl'/></asset></mujoco>", "absent.stl"),
     "mass": (
         "<mujoco><worldbody><body><joint/><geom size='1'/>"
         "<inertial pos='0 0 0' mass='nan' diaginertia='1 1 1'/></body></worldbody></mujoco>",
-        "mass and inertia",
+        "mass='nan'",
     ),
     "damping": (
         "<mujoco><worldbody><body><joint damping='nan'/><geom size='1'/></body>"
         "</worldbody></mujoco>",
-        "dof_damping",
+        "damping='nan'",
     ),
 }
 

@@ -51,16 +51,20 @@ def save_dump(
     )
 
 
-def _load_dumped_model(path: str, xml: str) -> Model:
+def _load_dumped_model(path: str, xml: str, folder: str | Path | None) -> Model:
     """The model file itself if it is still the same, since it may refer to meshes beside it."""
     file = Path(path)
     if file.is_file() and file.read_text(encoding="utf-8") == xml:
-        return load_model(file)
-    return load_model(path, xml=xml)
+        return load_model(file, folder=folder)
+    return load_model(path, xml=xml, folder=folder)
 
 
-def replay(path: str | Path) -> Replay:
+def replay(path: str | Path, *, folder: str | Path | None = None) -> Replay:
     """Take the dumped step again, in one fresh world, and say what happens.
+
+    Args:
+        path: of the dump.
+        folder: that the model's files may be in, see `load_model`; a dump cannot say so itself.
 
     Raises:
         UsageError: if the file is missing or is not such a dump.
@@ -68,7 +72,7 @@ def replay(path: str | Path) -> Replay:
     try:
         with np.load(path, allow_pickle=False) as dump:
             content = {name: dump[name] for name in dump.files}
-        model = _load_dumped_model(str(content["model_file"]), str(content["xml"]))
+        model = _load_dumped_model(str(content["model_file"]), str(content["xml"]), folder)
         physics = CpuPhysics(model, 1)
         own = {k: torch.from_numpy(v[None]) for k, v in content.items() if k.startswith(MODEL)}
         physics.load_state_dict({"rows": torch.from_numpy(content["state"][None]), **own})

@@ -46,16 +46,19 @@ def capture_warnings() -> None:
         mujoco.set_mju_user_warning(_forward_warning)
 
 
-def load_model(source: str | Path, *, xml: str | None = None) -> Model:
+def load_model(
+    source: str | Path, *, xml: str | None = None, folder: str | Path | None = None
+) -> Model:
     """Compile a model, after everything that it refers to has been judged.
 
-    Its meshes, textures, includes and attached models must lie in the folder of the file or below.
-    Plugins are those that MuJoCo brings along: a model cannot load a library.
+    Its meshes, textures, includes and attached models must lie in one folder or below. Plugins
+    are those that MuJoCo brings along: a model cannot load a library.
 
     Args:
         source: path of an MJCF or URDF file.
         xml: the text to compile instead of the file's. Files that it refers to are beside
             `source`, or in the current folder if `source` is a name in angle brackets.
+        folder: the folder that no file may be outside of; the one of `source` unless given.
 
     Raises:
         UsageError: naming the file, the line where there is one, and what is wrong.
@@ -64,8 +67,13 @@ def load_model(source: str | Path, *, xml: str | None = None) -> Model:
     # MuJoCo resolves some files against the current folder unless the main file's is absolute.
     name = str(source)
     main = Path(os.path.abspath("<text>" if xml is not None and name.startswith("<") else name))
-    texts = ModelFiles(main, name, xml).check()
-    model = Model(_compile(main, name, texts), name, texts[main])
+    limit = None if folder is None else Path(os.path.abspath(folder))
+    texts = ModelFiles(main, name, xml, limit).check()
+    try:
+        compiled = _compile(main, xml)
+    except (ValueError, RuntimeError, mujoco.FatalError, mujoco.UnexpectedError) as error:
+        raise UsageError(_sentence(name, str(error), single=len(texts) == 1)) from None
+    model = Model(compiled, name, texts[main])
     _check_compiled(model)
     _check_start(model)
     return model
@@ -80,15 +88,16 @@ def check_controllable(model: Model) -> None:
         )
 
 
-def _compile(main: Path, name: str, texts: dict[Path, str]) -> mujoco.MjModel:
-    """Let MuJoCo compile the texts that were judged, rather than read the files once more."""
+def _compile(main: Path, text: str | None) -> mujoco.MjModel:
+    """Compile a file, or a text as if it were a file in the same folder."""
+    if text is None:
+        return mujoco.MjModel.from_xml_path(str(main))
     files = mujoco.MjVfs()
+    # A name of its own: MuJoCo takes it for any file that is called so, in whatever folder.
+    path = str(main.with_name(".given-as-text.xml"))
     try:
-        for path, text in texts.items():
-            files[str(path)] = text.encode("utf-8")
-        return mujoco.MjModel.from_xml_path(str(main), vfs=files)
-    except (ValueError, RuntimeError, mujoco.FatalError, mujoco.UnexpectedError) as error:
-        raise UsageError(_sentence(name, str(error), single=len(texts) == 1)) from None
+        files[path] = text.encode("utf-8")
+        return mujoco.MjModel.from_xml_path(path, vfs=files)
     finally:
         files.close()
 
