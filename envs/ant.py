@@ -2,7 +2,8 @@
 
 The robot is gymnasium's `ant.xml` (a free body with four legs, 8 motors), advanced by five substeps
 of 0.01 s per control step. An episode begins near the rest pose, positions off by U[-0.1, 0.1] and
-velocities by 0.1 N(0, 1).
+velocities by 0.1 N(0, 1). Legs are named as seen from above with x forward; the model file has them
+a quarter turn off.
 
 | | observation | reward | ends | steps |
 |---|---|---|---|---|
@@ -98,7 +99,7 @@ class AntDir(Ant):
     |---|---|---|---|
     | 0 | height of the torso | m | [0.2, 1] |
     | 1 to 4 | orientation of the torso, quaternion w x y z | - | [-1, 1] |
-    | 5 to 12 | hip and ankle: front left, front right, back left, back right | rad | about ±1.7 |
+    | 5 to 12 | hip, ankle: front left, back left, back right, front right | rad | ±0.5, ±1.2 |
     | 13, 14, 15 | velocity of the torso | m/s | unbounded |
     | 16, 17, 18 | angular velocity of the torso | rad/s | unbounded |
     | 19 to 26 | rates of the joints 5 to 12 | rad/s | unbounded |
@@ -106,8 +107,8 @@ class AntDir(Ant):
 
     | action | meaning | unit | range |
     |---|---|---|---|
-    | 0, 1 | back right hip, ankle motor: 1 is 150 N m | - | [-1, 1] |
-    | 2 to 7 | front left, front right, back left hip and ankle | - | [-1, 1] |
+    | 0, 1 | front right hip, ankle motor: 1 is 150 N m | - | [-1, 1] |
+    | 2 to 7 | front left, back left, back right hip and ankle | - | [-1, 1] |
 
     | task | meaning | unit | range |
     |---|---|---|---|
@@ -178,7 +179,7 @@ class AntGoal(Ant):
     |---|---|---|---|
     | 0, 1, 2 | position of the torso | m | unbounded |
     | 3 to 6 | orientation of the torso, quaternion w x y z | - | [-1, 1] |
-    | 7 to 14 | hips and ankles | rad | about ±1.7 |
+    | 7 to 14 | hips and ankles | rad | about ±0.5, ±1.2 |
     | 15 to 17 | velocity of the torso | m/s | unbounded |
     | 18 to 28 | angular velocity of the torso, rates of the joints | rad/s | unbounded |
     | 29 to 112 | force and torque on each of 14 bodies | N, N m | [-1, 1] |

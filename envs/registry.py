@@ -30,12 +30,16 @@ FAMILIES: dict[str, str] = {
     "half-cheetah-dir": "metarl.envs.half_cheetah:HalfCheetahDir",
     "half-cheetah-vel": "metarl.envs.half_cheetah:HalfCheetahVel",
     "half-cheetah-rand-params": "metarl.envs.half_cheetah:HalfCheetahRandParams",
+    "half-cheetah-crippled": "metarl.envs.crippled:HalfCheetahCrippled",
     "ant-dir": "metarl.envs.ant:AntDir",
     "ant-goal": "metarl.envs.ant:AntGoal",
+    "ant-crippled": "metarl.envs.crippled:AntCrippled",
+    "humanoid-dir": "metarl.envs.humanoid:HumanoidDir",
     "walker2d-rand-params": "metarl.envs.planar:Walker2dRandParams",
     "walker2d-vel": "metarl.envs.planar:Walker2dVel",
     "hopper-rand-params": "metarl.envs.planar:HopperRandParams",
     "hopper-vel": "metarl.envs.planar:HopperVel",
+    "reacher-goal": "metarl.envs.reacher:ReacherGoal",
 }
 """Where each family lives, as "module:class"; a new family adds its line here."""
 

@@ -113,7 +113,8 @@ def test_sampling_is_pure(family):
         for name, tensor in first.tensors().items():
             assert len(tensor) == 40
             assert torch.equal(tensor, again.tensors()[name])
-        if split != "nominal":
+        one = split != "train" and len(first.features().unique(dim=0)) == 1
+        if not one:  # there may be only one task to hold out, such as an ant's fourth leg
             assert not torch.equal(first.features(), other.features())
 
 
