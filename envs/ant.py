@@ -103,7 +103,7 @@ class AntDir(Ant):
     | 13, 14, 15 | velocity of the torso | m/s | unbounded |
     | 16, 17, 18 | angular velocity of the torso | rad/s | unbounded |
     | 19 to 26 | rates of the joints 5 to 12 | rad/s | unbounded |
-    | 27 to 110 | force and torque on each of 14 bodies (promp only) | N, N m | [-1, 1] |
+    | 27 to 110 | torque and force on each of 14 bodies (promp only) | N m, N | [-1, 1] |
 
     | action | meaning | unit | range |
     |---|---|---|---|
@@ -182,7 +182,7 @@ class AntGoal(Ant):
     | 7 to 14 | hips and ankles | rad | about ±0.5, ±1.2 |
     | 15 to 17 | velocity of the torso | m/s | unbounded |
     | 18 to 28 | angular velocity of the torso, rates of the joints | rad/s | unbounded |
-    | 29 to 112 | force and torque on each of 14 bodies | N, N m | [-1, 1] |
+    | 29 to 112 | torque and force on each of 14 bodies | N m, N | [-1, 1] |
 
     | action | meaning | unit | range |
     |---|---|---|---|
