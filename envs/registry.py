@@ -40,6 +40,7 @@ FAMILIES: dict[str, str] = {
     "hopper-rand-params": "metarl.envs.planar:HopperRandParams",
     "hopper-vel": "metarl.envs.planar:HopperVel",
     "reacher-goal": "metarl.envs.reacher:ReacherGoal",
+    "crane": "metarl.envs.robots.crane:Crane",
 }
 """Where each family lives, as "module:class"; a new family adds its line here."""
 
