@@ -35,8 +35,11 @@ _INTEGRATORS = {
 class Surrogate:
     """How the surrogate differs from the robot's model; every field is unknown to the policies."""
 
-    integrator: str = "implicitfast"
-    """euler, rk4, implicit or implicitfast; a model that has it already gets Euler, or RK4"""
+    integrator: str = "rk4"
+    """euler, rk4, implicit or implicitfast; a model that has it already gets implicitfast, or RK4
+
+    Not implicitfast for all: where damping of joints is all that depends on velocity, MuJoCo's
+    Euler is the same."""
     time_step: float = 0.5
     """factor on the duration of a substep; the control step keeps its own"""
     contact_time: float = 1.5
@@ -79,7 +82,7 @@ class Surrogate:
         nominal = family.model()
         compiled = copy.deepcopy(nominal.compiled)
         option = compiled.opt
-        choices = [_INTEGRATORS[name] for name in (self.integrator, "euler", "rk4")]
+        choices = [_INTEGRATORS[name] for name in (self.integrator, "implicitfast", "rk4")]
         option.integrator = next(x for x in choices if x != nominal.compiled.opt.integrator)
         # A whole number of substeps, so that the control step keeps its duration.
         substeps = max(round(family.dt / (self.time_step * option.timestep)), 1)
@@ -118,6 +121,24 @@ class Surrogate:
                 *(_always("observation_bias", x, str(i)) for i, x in enumerate(biases)),
             )
         )
+
+    def differences(self, family: Robot) -> dict[str, str]:
+        """What the surrogate differs in, and how, in words."""
+        mine, nominal = self.model(family).compiled.opt, family.model().compiled.opt
+        names = {int(value): name for name, value in _INTEGRATORS.items()}
+        return {
+            "integrator": f"{names[mine.integrator]} instead of {names[nominal.integrator]}",
+            "time step": f"{1e3 * mine.timestep:g} ms instead of {1e3 * nominal.timestep:g} ms",
+            "control step": f"{1e3 * family.dt:g} ms, as in the simulator",
+            "contacts": f"time constant x {self.contact_time:g}, width x {self.contact_width:g}",
+            "friction of contacts": f"{'elliptic cone, ' * self.elliptic}"
+            f"impedance ratio {self.impratio:g}",
+            "dry friction in joints": f"{self.friction_loss:.3g} of the motor's largest torque",
+            "mass and inertia": f"x {self.density:g}",
+            "actions": f"{self.action_delay} control step{'s' * (self.action_delay != 1)} late",
+            "sensors": f"noise {self.sensor_noise:g} and bias {self.sensor_bias:g} (standard "
+            "deviations, in each observation's unit)",
+        }
 
     def worlds(
         self, family: Robot, num_worlds: int, *, threads: int = 1, seed: int = 0

@@ -143,10 +143,14 @@ def compare(runs: Sequence[RunRecord]) -> list[Comparison]:
         for run in members:
             if run.curve(protocol) is None:
                 run.measure(protocol)
-        groups = _by(members, lambda run: [run.folder.config.agent, _settings(run)])
         family = members[0].folder.config.family
-        comparisons.append(Comparison(family, tuple(_labelled(groups)), protocol))
+        comparisons.append(Comparison(family, tuple(grouped(members)), protocol))
     return comparisons
+
+
+def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+    """Runs that differ in nothing but their seed together."""
+    return _labelled(_by(runs, lambda run: [run.folder.config.agent, _settings(run)]))
 
 
 def _same_tasks(run: RunRecord) -> dict[str, Any]:

@@ -1,0 +1,229 @@
+"""What a sim-to-real study found, as plain numbers and as sentences made from them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from metarl.adaptation import AdaptationCurve, Summary, pool, summarize
+from metarl.configs import to_plain
+from metarl.envs.quantities import QUANTITIES
+from metarl.envs.randomization import Parameters
+from metarl.experiments.sim2real import Failure, Study
+from metarl.experiments.sim2real_measure import Array, label_of
+from metarl.statistics import stratified_bootstrap
+
+EXTRA_SHARE = 0.2
+"""share of training tasks that `failures.json` asks for from the failures"""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean over tasks of a difference, and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, differences: Array) -> Difference:
+        """Summarise differences `[N]`, one a task."""
+        low, high = stratified_bootstrap(differences[None])
+        return cls(float(differences.mean()), float(low), float(high))
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval excludes that there is no difference."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def words(self) -> str:
+        """Which way, by how much."""
+        span = f"{number(self.low)} to {number(self.high)}"
+        if not self.certain:
+            return f"no difference that these tasks can tell ({number(self.mean)}, {span})"
+        side = "more" if self.mean > 0 else "less"
+        low, high = sorted((abs(self.low), abs(self.high)))
+        return f"{number(abs(self.mean))} {side} ({number(low)} to {number(high)})"
+
+
+def last_of(curves: Sequence[AdaptationCurve], episode: int = -1) -> Array:
+    """Return `[N]` of an episode in every task, mean over runs."""
+    returns = np.asarray([curve.returns for curve in curves])
+    return np.asarray(returns[..., episode].mean(axis=0))
+
+
+def against(study: Study, setting: str, other: int) -> Difference:
+    """How much more the first agent returns in its last episode than another, task by task."""
+    curves = study.settings[setting]
+    return Difference.of(last_of(curves[0]) - last_of(curves[other]))
+
+
+def gain(study: Study, setting: str, agent: int = 0) -> Difference:
+    """How much more an agent returns in its last episode than in its first."""
+    curves = study.settings[setting][agent]
+    return Difference.of(last_of(curves) - last_of(curves, 0))
+
+
+def verdicts(study: Study) -> list[str]:
+    """A sentence for each setting: what the first agent returns, and how the others compare."""
+    first, sentences = study.contenders[0], []
+    for name, curves in study.settings.items():
+        summary = pool(curves[0])
+        start = f"{first.label} returns {_estimate(summary, -1)} in its last episode"
+        parts = [start]
+        if study.robot.episodes > 1:
+            parts.append(f"compared with its first that is {gain(study, name).words}")
+        parts += [
+            f"compared with {other.label} {against(study, name, index).words}"
+            for index, other in enumerate(study.contenders[1:], 1)
+        ]
+        sentences.append(f"{name.capitalize()}: {'; '.join(parts)}.")
+    return sentences
+
+
+def headline(study: Study) -> str:
+    """What counts: the surrogate with drawn dynamics, adaptive against non-adaptive and oracle."""
+    name = "surrogate, drawn"
+    first = study.contenders[0].label
+    words = []
+    for index, other in enumerate(study.contenders[1:], 1):
+        found = against(study, name, index)
+        if not found.certain:
+            words.append(f"cannot be told from {other.label}")
+        else:
+            words.append(f"is {'better' if found.mean > 0 else 'worse'} than {other.label}")
+    adapts = gain(study, name)
+    if study.robot.episodes > 1:
+        change = "does not measurably change" if not adapts.certain else (
+            "improves" if adapts.mean > 0 else "gets worse"
+        )  # fmt: skip
+        words.append(f"{change} from its first to its last episode")
+    if not words:
+        return f"{first} was measured alone."
+    return f"On the surrogate robot {first} {_listed(words)}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}, and {words[-1]}"
+
+
+def _estimate(summary: Summary, k: int) -> str:
+    return (
+        f"{number(summary.mean[k])} ({number(summary.mean_low[k])} to "
+        f"{number(summary.mean_high[k])})"
+    )
+
+
+def number(value: float) -> str:
+    """A return in a sentence or a table."""
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
+    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def in_words(parameters: Parameters, values: Sequence[float]) -> str:
+    """A robot in words, a phrase for each quantity; where elements differ, their span."""
+    words = []
+    for vary, part in zip(parameters.vary, parameters.slices, strict=True):
+        unit = QUANTITIES[vary.quantity].unit
+        own = values[part]
+        low, high = (f"{x:.3g}" for x in (min(own), max(own)))
+        span = low if low == high else f"{low} to {high}"
+        words.append(f"{label_of(vary)} {span}" + {"x": "x", "": ""}.get(unit, f" {unit}"))
+    return ", ".join(words)
+
+
+# --- plain values ------------------------------------------------------------------------------
+
+
+def failures_file(study: Study) -> dict[str, Any]:
+    """The failures as a randomisation that training reads, with all that is known in its notes."""
+    randomize = to_plain(study.robot.randomize)
+    return {
+        "vary": randomize["vary"],
+        "extra": [list(failure.dynamics) for failure in study.failures],
+        "extra_share": EXTRA_SHARE,
+        "notes": {
+            "family": study.robot.name,
+            "names": list(study.robot.parameters.names),
+            "failures": [_failure(study, failure) for failure in study.failures],
+        },
+    }
+
+
+def _failure(study: Study, failure: Failure) -> dict[str, Any]:
+    parameters = study.robot.parameters
+    return {
+        "parameters": dict(zip(parameters.names, failure.dynamics, strict=True)),
+        "words": in_words(parameters, failure.dynamics),
+        "inside_training_range": failure.inside,
+        "returns": {
+            c.label: asdict(summarize(returns))
+            for c, returns in zip(study.contenders, failure.returns, strict=True)
+        },
+    }
+
+
+def figures(study: Study) -> dict[str, Any]:
+    """Everything that was measured, as JSON takes it."""
+    labels = [c.label for c in study.contenders]
+
+    def by_agent(values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(labels, values, strict=True))
+
+    heat_map = study.heat_map
+    return {
+        "family": study.robot.name,
+        "episodes": study.robot.episodes,
+        "headline": headline(study),
+        "verdicts": verdicts(study),
+        "plan": to_plain(study.plan),
+        "surrogate": to_plain(study.surrogate),
+        "agents": [
+            {"agent": c.label, "kind": c.kind, "runs": [str(r.folder.path) for r in c.runs]}
+            for c in study.contenders
+        ],
+        "settings": {
+            name: by_agent([asdict(pool(of_runs)) for of_runs in curves])
+            for name, curves in study.settings.items()
+        },
+        "first_agent_more_than": {
+            name: {
+                label: asdict(against(study, name, index))
+                for index, label in enumerate(labels)
+                if index
+            }
+            for name in study.settings
+        },
+        "sweeps": [
+            {**asdict(sweep.axis), "returns": by_agent([_along(r) for r in sweep.returns])}
+            for sweep in study.sweeps
+        ],
+        "heat_map": heat_map
+        and {
+            "a": asdict(heat_map.a),
+            "b": asdict(heat_map.b),
+            "returns": by_agent([r.tolist() for r in heat_map.returns]),
+        },
+        "failures": [_failure(study, failure) for failure in study.failures],
+        "candidates": study.candidates,
+        "latency": {
+            "control_period": study.robot.dt,
+            **by_agent([asdict(latency) for latency in study.latencies]),
+        },
+        "unstable": study.unstable,
+        "seconds": study.seconds,
+    }
+
+
+def _along(returns: Array) -> dict[str, Any]:
+    """Means and intervals `[G, K]` of `[runs, G, W, K]`."""
+    low, high = stratified_bootstrap(np.moveaxis(returns, 2, 1))
+    return {
+        "mean": returns.mean(axis=(0, 2)).tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+    }
