@@ -556,6 +556,21 @@ def test_speeds_of_the_splits():
             assert speed.mean() == pytest.approx((low + high) / 2, rel=0.03)
 
 
+def test_headings_fill_the_circle_and_are_split():
+    for family in (AntDir(directions="all"), HumanoidDir()):
+        assert not family.shared_splits
+        rows = {}
+        for split in ("train", "held-out"):
+            heading = family.sample_tasks(2000, split, generator()).heading
+            np.testing.assert_allclose(heading.norm(dim=1), 1)
+            np.testing.assert_allclose(heading.mean(0), 0, atol=0.05)
+            # Arcs of the circle, every fifth of a thousand held out.
+            turns = torch.atan2(heading[:, 1], heading[:, 0]) / (2 * torch.pi) % 1
+            rows[split] = set((turns * 1000).floor().int().tolist())
+        assert not rows["train"] & rows["held-out"]
+        assert {arc % 5 for arc in rows["held-out"]} == {4}
+
+
 def test_standing_still_is_never_punished_by_the_default():
     for family in (HopperVel(), Walker2dVel()):
         speed = family.sample_tasks(1000, "train", generator()).speed
