@@ -4,7 +4,7 @@
 # The versions come from constraints.txt. On Linux the default torch brings CUDA along; the smaller
 # build for CPUs: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 
-EXTRAS ?= dev,video
+EXTRAS ?= dev,video,onnx
 WORKERS ?= 2
 VENV := .venv
 INSTALLED := $(VENV)/.installed-$(EXTRAS)

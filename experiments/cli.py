@@ -20,7 +20,9 @@ VERBS = {
     "evaluate": "adaptation curve of a run on tasks that it has never seen",
     "report": "curves and tables of several runs on one HTML page",
     "video": "what a policy does in the episodes of a trial",
+    "export": "a policy for a robot: one file that needs no simulator, verified on a trial",
     "beliefs": "what an agent that infers the task believes in the course of a trial",
+    "study": "ready studies: what policies would do on a robot unlike their simulator",
     "fewshot": "supervised few-shot learning: train, evaluate, draw and compare methods",
     "bench": "throughput of simulated worlds, and of an agent's updates",
 }

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("metarl", "envs", "agents", "experiments")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-INSTALLED_EXTRAS = ("dev", "video")
+INSTALLED_EXTRAS = ("dev", "video", "onnx")
 """The extras that `make` installs."""
 
 
