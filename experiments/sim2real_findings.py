@@ -39,15 +39,17 @@ class Difference:
         """Whether the interval excludes that there is no difference."""
         return self.low > 0 or self.high < 0
 
-    @property
-    def words(self) -> str:
-        """Which way, by how much."""
-        span = f"{number(self.low)} to {number(self.high)}"
+    def words(self, other: str) -> str:
+        """Which way and by how much it differs from `other`."""
         if not self.certain:
-            return f"no difference that these tasks can tell ({number(self.mean)}, {span})"
+            span = f"{number(self.low)} to {number(self.high)}"
+            return (
+                f"not to be told from {other} by these tasks (difference {number(self.mean)}, "
+                f"{span})"
+            )
         side = "more" if self.mean > 0 else "less"
         low, high = sorted((abs(self.low), abs(self.high)))
-        return f"{number(abs(self.mean))} {side} ({number(low)} to {number(high)})"
+        return f"{number(abs(self.mean))} {side} than {other} ({number(low)} to {number(high)})"
 
 
 def last_of(curves: Sequence[AdaptationCurve], episode: int = -1) -> Array:
@@ -73,15 +75,16 @@ def verdicts(study: Study) -> list[str]:
     first, sentences = study.contenders[0], []
     for name, curves in study.settings.items():
         summary = pool(curves[0])
-        start = f"{first.label} returns {_estimate(summary, -1)} in its last episode"
-        parts = [start]
+        parts = []
         if study.robot.episodes > 1:
-            parts.append(f"compared with its first that is {gain(study, name).words}")
+            parts.append(gain(study, name).words("in its first"))
         parts += [
-            f"compared with {other.label} {against(study, name, index).words}"
+            against(study, name, index).words(other.label)
             for index, other in enumerate(study.contenders[1:], 1)
         ]
-        sentences.append(f"{name.capitalize()}: {'; '.join(parts)}.")
+        sentence = f"{name.capitalize()}: {first.label} returns {_estimate(summary, -1)}"
+        sentence += " in its last episode"
+        sentences.append(f"{sentence}: {'; '.join(parts)}." if parts else f"{sentence}.")
     return sentences
 
 
@@ -121,7 +124,8 @@ def _estimate(summary: Summary, k: int) -> str:
 def number(value: float) -> str:
     """A return in a sentence or a table."""
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
-    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    # Rounded first, so that what is nearly 0 has no sign.
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def in_words(parameters: Parameters, values: Sequence[float]) -> str:

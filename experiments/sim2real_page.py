@@ -168,8 +168,9 @@ def _heat_map(study: Study) -> list[Html]:
         image(
             heat_map_figure(study, heat_map),
             f"return over {a} and {b} for every agent",
-            "Mean return, all maps on one scale, which ends at the 2nd and 98th percentile. The rectangle is the training range, the cross "
-            f"the nominal robot. {max(2, study.plan.worlds // 4)} worlds a cell.",
+            "Mean return, all maps on one scale, which ends at the 2nd and 98th percentile. The "
+            "rectangle is the training range, the cross the nominal robot. "
+            f"{max(2, study.plan.worlds // 4)} worlds a cell.",
         ),
     ]
 

@@ -24,9 +24,9 @@ Judge = Callable[[Tensor], Tensor]
 
 COVER = 0.5
 """share of the budget that covers the space; the rest goes to where it is worst"""
-ROUNDS = 3
+ROUNDS = 4
 """of refinement"""
-FIRST_RADIUS, SHRINK = 0.2, 0.5
+FIRST_RADIUS, SHRINK = 0.2, 0.6
 """standard deviation of the first steps in the unit cube, and what it is multiplied by"""
 MOVES = 0.5
 """chance that a step changes a number at all"""

@@ -93,7 +93,7 @@ def _sim2real(args: list[str]) -> int:
     out = Path(options.out) if options.out else usual
     if out.suffix != ".html":
         raise UsageError(f"study sim2real: --out must be a file that ends with .html, got {out}")
-    study = run_study(contenders, robot, plan, Surrogate(), print)
+    study = run_study(contenders, robot, plan, Surrogate(), _say)
     files = write_study(study, out, shlex.join(["metarl", "study", "sim2real", *args]))
     found = figures(study)
     print_table(_rows(found["settings"]))
@@ -103,6 +103,11 @@ def _sim2real(args: list[str]) -> int:
         paths = {"out": str(files.page), "figures": str(files.figures)}
         print_json({**found, **paths, "failures_file": str(files.failures)})
     return 0
+
+
+def _say(line: str) -> None:
+    """Progress is for those who wait."""
+    print(line, flush=True)
 
 
 def _rows(settings: dict[str, dict[str, dict[str, list[float]]]]) -> list[dict[str, object]]:
