@@ -56,14 +56,24 @@ def family_class(name: str) -> type[Family]:
     """Import and return the class of the family called `name`, or at `module:Class`.
 
     Raises:
-        UsageError: if there is no such family; the sentence names all of them.
+        UsageError: if there is no such family; the sentence names all of them. Also if MuJoCo
+            cannot be imported because of what `MUJOCO_GL` is set to.
     """
     if ":" in name:
         return _own_family(name)
     if name not in FAMILIES:
         raise _unknown("family", name, sorted(FAMILIES))
     module, _, attribute = FAMILIES[name].partition(":")
-    family: type[Family] = getattr(import_module(module), attribute)
+    try:
+        family: type[Family] = getattr(import_module(module), attribute)
+    except (RuntimeError, AttributeError, OSError) as error:
+        # MuJoCo opens what MUJOCO_GL names as soon as it is imported, drawn with or not.
+        if "mujoco" in sys.modules or not os.environ.get("MUJOCO_GL"):
+            raise
+        raise UsageError(
+            f"MuJoCo cannot be imported with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}): unset "
+            "it, or set it to egl or osmesa, for which libegl1 or libosmesa6 must be installed"
+        ) from None
     return family
 
 

@@ -109,10 +109,14 @@ class Scene(ABC):
 
     frames_per_second: ClassVar[int] = 6
     """how fast a video should run"""
+    most_pixels: ClassVar[int] = 1_500_000
+    """of all pictures that are shown at once"""
+    side: int = SIDE
+    """of the pictures that are wanted; a scene may leave it to others to make them smaller"""
 
     def __init__(self, family: Family, tasks: TaskBatch) -> None:
         """Prepare to draw one world for each of the tasks."""
-        self.family = family
+        self.family, self.batch = family, tasks
         self.tasks = {name: x.cpu().numpy() for name, x in tasks.tensors().items()}
 
     @abstractmethod
@@ -120,13 +124,28 @@ class Scene(ABC):
         """The picture, `SIDE` pixels square."""
 
     def caption(self, world: int) -> str:
-        """The task in words, where it is a number or two."""
-        parts = [
-            f"{name} {float(values[world]):.2f}"
-            for name, values in self.tasks.items()
-            if values.ndim == 1 and values.dtype.kind == "f"
-        ]
-        return "task: " + ", ".join(parts) if parts else ""
+        """The task in words: the family's own, or the numbers that it consists of."""
+        describe = getattr(self.family, "describe", None)
+        if describe is not None:
+            words = str(describe(self.batch, world))
+        else:
+            parts = (
+                numbers_in_words(name, values[world])
+                for name, values in self.tasks.items()
+                if values.ndim <= 2 and values.dtype.kind == "f"
+            )
+            words = ", ".join(part for part in parts if part)
+        return f"task: {words}" if words else ""
+
+
+def numbers_in_words(name: str, values: Array) -> str:
+    """A number, up to three numbers, or of a longer vector the three farthest from its median."""
+    numbers = np.atleast_1d(values).astype(float)
+    if len(numbers) <= 3:
+        words = ", ".join(f"{x:.2f}" for x in numbers)
+        return f"{name} {words if values.ndim == 0 else f'({words})'}" if len(numbers) else ""
+    far = np.argsort(-np.abs(numbers - np.median(numbers)), kind="stable")[:3]
+    return ", ".join(f"{name}[{i}] {numbers[i]:.2f}" for i in sorted(far.tolist()))
 
 
 class GridScene(Scene):
@@ -203,6 +222,10 @@ class BanditScene(Scene):
     """Bandits: how probable each arm is to pay, and how often it was pulled."""
 
     frames_per_second = 5
+
+    def caption(self, world: int) -> str:
+        """Nothing: the picture has the numbers."""
+        return ""
 
     def draw(self, world: int, moment: Moment) -> Image.Image:
         """Draw one bar for each arm; the arm pulled last lights up if it paid."""

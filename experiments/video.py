@@ -1,4 +1,7 @@
-"""Videos of trials: what a policy does in episode 1, 2, ... K, several tasks side by side."""
+"""Videos of trials: recording, trials that run on in time, and files.
+
+Trials whose episodes run side by side are in `metarl.experiments.side_by_side`.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,7 @@ def _scene(run: LoadedRun, tasks: TaskBatch, policy: _Watching) -> Scene:
 
 
 def frames(recording: Recording, scene: Scene, title: str) -> Iterator[Frame]:
-    """The pictures of a video, uint8 `[height, width, 3]`, with even sides."""
+    """The pictures of trials that run on in time, uint8 `[height, width, 3]`, with even sides."""
     panels = [Panel(recording, scene, world) for world in range(len(recording.tasks))]
     width = len(panels) * (SIDE + GAP) + GAP
     for index in range(max(len(panel.moments) for panel in panels)):
@@ -126,6 +129,8 @@ class Panel:
 
     moments: list[tuple[int, bool]]
     """of the video: a step of the trial, and whether it has been taken"""
+    horizon: int
+    """steps of the longest episode of any world"""
 
     def __init__(self, recording: Recording, scene: Scene, world: int) -> None:
         """Prepare to draw the recorded `world`."""
@@ -142,6 +147,7 @@ class Panel:
         )
         self.states = recording.states[:, world]
         self.limit = rollout.reward.shape[0]
+        self.horizon = int(rollout.elapsed[rollout.active].max()) + 1
         lowest, highest = float(rollout.reward.min()), float(rollout.reward.max())
         self.low, self.span = lowest, max(highest - lowest, 1e-6)
         robot = self.states.shape[1] > 0
