@@ -15,10 +15,12 @@ and sensors of legged robots).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -64,7 +66,11 @@ class Randomization:
 
     @classmethod
     def from_file(cls, path: str) -> Randomization:
-        """Read a file; see `load_randomization`."""
+        """Read a file; see `load_randomization`. Its text is taken, too, and `none` is nothing."""
+        if path == "none":
+            return cls()
+        if path.lstrip().startswith(("[", "{")):
+            return _from_text(path, "randomisation on the command line")
         return load_randomization(path)
 
     def __str__(self) -> str:
@@ -82,6 +88,8 @@ class Randomization:
         columns = [find_columns(v.quantity, v.of, v.each, model, observations) for v in self.vary]
         return Parameters(self, columns)
 
+
+_EXAMPLE = "{quantity: friction, low: 0.5, high: 1.5}"
 
 NOTHING = Randomization()
 """Every robot is as its model file has it."""
@@ -205,20 +213,45 @@ def load_randomization(path: str | Path) -> Randomization:
         UsageError: if it cannot be read, or is neither.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"randomisation {path} cannot be read: {reason}") from None
+    return _from_text(text, f"randomisation {path}")
+
+
+def _from_text(text: str, where: str) -> Randomization:
+    try:
+        values = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{where} cannot be read: {reason}") from None
     whole = values if isinstance(values, dict) else {"vary": values}
     more = {name: value for name, value in whole.items() if name not in ("vary", "notes")}
     values = whole.get("vary")
     if not isinstance(values, list):
-        raise UsageError(f"randomisation {path} must be a list of quantities with their ranges")
-    vary = []
-    for index, value in enumerate(values):
-        where = f"{path}: entry {index + 1}"
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} must be a mapping, got {value!r}")
-        defaults = {"distribution": "uniform", "of": [], "each": False, "beyond": 0.5}
-        vary.append(from_plain(Vary, {**defaults, **value}, where))
-    return replace(from_plain(Randomization, {"vary": [], **more}, str(path)), vary=tuple(vary))
+        raise UsageError(f"{where} must be a list of quantities with their ranges")
+    place = where.removeprefix("randomisation ")
+    vary = [_entry(value, f"{place}, entry {index + 1}") for index, value in enumerate(values)]
+    return replace(from_plain(Randomization, {"vary": [], **more}, where), vary=tuple(vary))
+
+
+def _entry(value: Any, where: str) -> Vary:
+    """One quantity of a file."""
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} must be a mapping such as {_EXAMPLE}, got {value!r}")
+    plain = {"distribution": "uniform", "of": [], "each": False, "beyond": 0.5, **value}
+    for name in ("low", "high", "beyond"):
+        # YAML takes 1e-3 for a text.
+        if isinstance(plain.get(name), str):
+            with contextlib.suppress(ValueError):
+                plain[name] = float(plain[name])
+    if isinstance(plain["of"], list):
+        # Observations are named by their index.
+        plain["of"] = [str(x) if type(x) is int else x for x in plain["of"]]
+    try:
+        return from_plain(Vary, plain, where)
+    except UsageError as error:
+        if str(error).startswith(where):
+            raise
+        raise UsageError(f"{where}: {error}") from None

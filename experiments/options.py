@@ -33,7 +33,7 @@ def _from_file(info: Any) -> Any:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="FILE",
+        metavar="FILE|none",
         instance_from_str=lambda words: kind.from_file(words[0]),
         is_instance=lambda value: isinstance(value, kind),
         str_from_instance=lambda value: [str(value)],
@@ -83,7 +83,8 @@ def parse(options: type[OptionsT], args: Sequence[str], prog: str, default: Any 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(f"{command}: {_sentence(complaint.getvalue())}") from None
+        sentence = _refusal(stop) or _sentence(complaint.getvalue())
+        raise UsageError(f"{command}: {sentence}") from None
     sys.stderr.write(complaint.getvalue())
     if unknown:
         flags = [f"--{name}" for name, _ in leaves(parsed)]
@@ -137,6 +138,14 @@ def _check_numbers(value: Any, where: str) -> None:
         raise UsageError(f"{where} must be a finite number, got {value}")
     elif isinstance(value, int) and value < 0:
         raise UsageError(f"{where} must be a whole number of at least 0, got {value}")
+
+
+def _refusal(stop: BaseException) -> str:
+    """What the owner of an option said about its value, if that was what stopped the parser."""
+    cause = stop.__context__
+    while cause is not None and not isinstance(cause, UsageError):
+        cause = cause.__context__
+    return "" if cause is None else str(cause)
 
 
 def _unknown(word: str, flags: list[str]) -> str:

@@ -7,6 +7,7 @@ of the family as `--family.X`, and those of the trainer. Their defaults are the 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,4 +206,6 @@ def _as_words(name: str, value: Any) -> Iterator[str]:
         yield f"--{name}" if value else f"--{group}{dot}no-{last}"
         return
     yield f"--{name}"
+    if isinstance(value, dict):  # the content of a file
+        value = json.dumps(value)
     yield from map(str, value if isinstance(value, list) else [value])
