@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -164,26 +164,20 @@ def export(
         TrainingError: if a written policy does not act as the trained one.
     """
     require_free(out)
+    run.family.check_split(split)
     deployable = deployable_of(run)
     chosen, missing = choose_formats(formats, deployable)
-    description, trial = describe(run, deployable), record(run, deployable, split, seed)
-    exported = programs(deployable, description)
     write = {"onnx": onnx_bytes, "pt2": pt2_bytes}
-    file = io.BytesIO()
-    arrays: dict[str, Any] = dict(trial)
-    np.savez_compressed(file, **arrays)
-    contents = {f"policy.{f}": write[f](exported, description) for f in chosen}
-    contents |= {TRIAL: file.getvalue(), LOOP: CONTROL_LOOP.format(ending=chosen[0]).encode()}
-
-    def checks(folder: Path) -> dict[str, Checked]:
-        return {f: check(folder / f"policy.{f}", trial) for f in chosen}
-
-    return Exported(
-        publish(out, contents, checks),
-        len(trial["obs"]),
-        eager_microseconds(run.agent.policy(), trial),
-        missing,
-    )
+    with replaced(out) as folder:
+        description, trial = describe(run, deployable), record(run, deployable, split, seed)
+        exported, arrays = programs(deployable, description), cast("dict[str, Any]", trial)
+        np.savez_compressed(folder / TRIAL, **arrays)
+        (folder / LOOP).write_text(CONTROL_LOOP.format(ending=chosen[0]))
+        for name in chosen:
+            (folder / f"policy.{name}").write_bytes(write[name](exported, description))
+        checked = {name: check(folder / f"policy.{name}", trial) for name in chosen}
+    microseconds = eager_microseconds(run.agent.policy(), trial)
+    return Exported(checked, len(trial["obs"]), microseconds, missing)
 
 
 def require_free(out: Path) -> None:
@@ -199,28 +193,31 @@ def require_free(out: Path) -> None:
         raise UsageError(f"export: {out} is not a folder; choose another")
 
 
-def publish(
-    out: Path, contents: Mapping[str, bytes], checks: Callable[[Path], dict[str, Any]]
-) -> dict[str, Any]:
-    """Write files beside `out`, run `checks` on them, and only then put them in its place.
+@contextmanager
+def replaced(out: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `out` if nothing goes wrong.
 
     Raises:
-        UsageError: if they cannot be written.
+        UsageError: if it cannot be written.
     """
+    out = out.resolve()
     new, old = (out.with_name(f"{out.name}.{ending}") for ending in ("new.tmp", "old.tmp"))
-    try:
+
+    def clean_up() -> None:
+        if old.exists() and not out.exists():  # stopped just between the two renames below
+            old.rename(out)
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+    try:
+        clean_up()
         new.mkdir(parents=True)
-        for name, content in contents.items():
-            (new / name).write_bytes(content)
-        found = checks(new)
+        yield new
         if out.exists():
             out.rename(old)
         new.rename(out)
-        return found
     except OSError as error:
         raise UsageError(f"export: cannot write {out}: {error.strerror or error}") from error
     finally:
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            clean_up()
