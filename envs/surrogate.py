@@ -35,11 +35,11 @@ _INTEGRATORS = {
 class Surrogate:
     """How the surrogate differs from the robot's model; every field is unknown to the policies."""
 
-    integrator: str = "rk4"
-    """euler, rk4, implicit or implicitfast; a model that has it already gets implicitfast, or RK4
+    integrator: str = "implicit"
+    """euler, rk4, implicit or implicitfast; a model that has it already gets RK4, or implicit
 
-    Not implicitfast for all: where damping of joints is all that depends on velocity, MuJoCo's
-    Euler is the same."""
+    Not implicitfast: where damping of joints is all that depends on velocity, it is MuJoCo's
+    Euler."""
     time_step: float = 0.5
     """factor on the duration of a substep; the control step keeps its own"""
     contact_time: float = 1.5
@@ -82,7 +82,7 @@ class Surrogate:
         nominal = family.model()
         compiled = copy.deepcopy(nominal.compiled)
         option = compiled.opt
-        choices = [_INTEGRATORS[name] for name in (self.integrator, "implicitfast", "rk4")]
+        choices = [_INTEGRATORS[name] for name in (self.integrator, "rk4", "implicit")]
         option.integrator = next(x for x in choices if x != nominal.compiled.opt.integrator)
         # A whole number of substeps, so that the control step keeps its duration.
         substeps = max(round(family.dt / (self.time_step * option.timestep)), 1)

@@ -44,8 +44,8 @@ class Difference:
         if not self.certain:
             span = f"{number(self.low)} to {number(self.high)}"
             return (
-                f"not to be told from {other} by these tasks (difference {number(self.mean)}, "
-                f"{span})"
+                f"the same as {other} as far as these tasks can tell (difference "
+                f"{number(self.mean)}, {span})"
             )
         side = "more" if self.mean > 0 else "less"
         low, high = sorted((abs(self.low), abs(self.high)))
@@ -107,7 +107,7 @@ def headline(study: Study) -> str:
         words.append(f"{change} from its first to its last episode")
     if not words:
         return f"{first} was measured alone."
-    return f"On the surrogate robot {first} {_listed(words)}."
+    return f"On the surrogate of the real robot {first} {_listed(words)}."
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -132,8 +132,8 @@ def in_words(parameters: Parameters, values: Sequence[float]) -> str:
     """A robot in words, a phrase for each quantity; where elements differ, their span."""
     words = []
     for vary, part in zip(parameters.vary, parameters.slices, strict=True):
-        unit = QUANTITIES[vary.quantity].unit
-        own = values[part]
+        own, unit = values[part], QUANTITIES[vary.quantity].unit
+        unit = "step" if unit == "steps" and max(own) == 1.0 else unit
         low, high = (f"{x:.3g}" for x in (min(own), max(own)))
         span = low if low == high else f"{low} to {high}"
         words.append(f"{label_of(vary)} {span}" + {"x": "x", "": ""}.get(unit, f" {unit}"))

@@ -77,8 +77,9 @@ def document(study: Study, files: Files, command: str) -> str:
     )
     return page(
         f"Sim-to-real study: {name}",
-        tag("h1", headline(study)),
+        tag("h1", f"Sim-to-real study: {name}"),
         tag("p", about, css="soft"),
+        tag("p", tag("b", headline(study))),
         Html("<ul>" + "".join(tag("li", line) for line in verdicts(study)) + "</ul>"),
         *_settings(study),
         *_sweeps(study),
