@@ -227,7 +227,7 @@ def test_unstable_world_is_reported_ended_and_replayable(worlds, caplog, fault, 
 
 
 def test_an_error_inside_mujoco_counts_as_unstable(worlds, monkeypatch, caplog):
-    def fail(nstep):
+    def fail(ids, nstep):
         raise SimulationError(np.array([1]), "out of memory")
 
     monkeypatch.setattr(worlds.physics._batch, "step", fail)
