@@ -53,7 +53,7 @@ print(f"{{len(trial['obs'])}} actions, at most {{largest:.1e}} from the recorded
 class Exported:
     """What an export left."""
 
-    checked: dict[str, Checked]
+    checked: dict[Format, Checked]
     """by format"""
     steps: int
     """of the recorded trial"""

@@ -68,6 +68,7 @@ CASES = {
 }
 WITHOUT_ONNX = {
     "oracle",
+    "sb3-ppo",
     "sb3-sac",
     "varibad-choices",
     "pearl-next-obs",
