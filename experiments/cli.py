@@ -21,6 +21,7 @@ VERBS = {
     "report": "curves and tables of several runs on one HTML page",
     "video": "what a policy does in the episodes of a trial",
     "export": "a policy for a robot: one file that needs no simulator, verified on a trial",
+    "probe": "what of the task can be read off what agents remember",
     "beliefs": "what an agent that infers the task believes in the course of a trial",
     "study": "ready studies: what policies would do on a robot unlike their simulator",
     "fewshot": "supervised few-shot learning: train, evaluate, draw and compare methods",
