@@ -160,16 +160,14 @@ class Settings:
     @classmethod
     def of(cls, drawn: Drawn, worlds: int, observations: int) -> Settings:
         """Add up what was drawn; factors multiply."""
+        zeros = drawn[0][1].new_zeros(worlds, observations)
         totals = {
-            name: torch.zeros(worlds, dtype=torch.float64)
+            name: zeros.new_zeros(worlds)
             for name in ("action_delay", "action_dropout", "observation_delay", "push_force")
         }
-        shown = {
-            name: torch.zeros(worlds, observations, dtype=torch.float64)
-            for name in ("observation_noise", "observation_bias")
-        }
+        shown = {name: zeros.clone() for name in ("observation_noise", "observation_bias")}
         varied = {vary.quantity for parameters, _ in drawn for vary in parameters.vary}
-        spread, pushed = torch.ones(worlds, dtype=torch.float64), 1
+        spread, pushed = zeros.new_ones(worlds), 1
         for parameters, values in drawn:
             for name in totals:
                 for _, columns, numbers in parameters.of(name, values):
@@ -203,12 +201,13 @@ class Disturbances:
         self.settings, self.dt = settings, dt
         worlds, observations = settings.observation_bias.shape
         delays = [int(x.max()) + 1 for x in (settings.action_delay, settings.observation_delay)]
-        self.commands = torch.zeros(delays[0], worlds, actuators, dtype=torch.float64)
-        self.executed = torch.zeros(worlds, actuators, dtype=torch.float64)
-        self.shown = torch.zeros(delays[1], worlds, observations)
-        self.force = torch.zeros(worlds, 6, dtype=torch.float64)
-        self.push_left = torch.zeros(worlds, dtype=torch.int64)
-        self._worlds = torch.arange(worlds)
+        like = settings.observation_bias
+        self.commands = like.new_zeros(delays[0], worlds, actuators)
+        self.executed = like.new_zeros(worlds, actuators)
+        self.shown = like.new_zeros(delays[1], worlds, observations, dtype=torch.float32)
+        self.force = like.new_zeros(worlds, 6)
+        self.push_left = like.new_zeros(worlds, dtype=torch.int64)
+        self._worlds = torch.arange(worlds, device=like.device)
         self.noisy, self.pushes = settings.noisy, settings.pushes
         self.draws = 3
         """uniform numbers that `command` takes a world"""

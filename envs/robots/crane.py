@@ -37,8 +37,8 @@ def observation(state: State) -> torch.Tensor:
 
 def reward(before: State, after: State, command: torch.Tensor, task: Any) -> torch.Tensor:
     """How near the load is to the mark."""
-    load: torch.Tensor = after["site_xpos"][:, 0, 0]
-    return -(load - task.mark).abs()
+    distance: torch.Tensor = (after["site_xpos"][:, 0, 0] - task.mark).abs()
+    return -distance
 
 
 Crane = from_mjcf(
