@@ -139,7 +139,7 @@ def test_the_training_of_the_worked_gymnasium_env_runs(pendulums, tmp_path, monk
 
 def test_the_ten_lines_of_the_readme_run(capsys):
     """With fewer worlds, iterations and tasks, and nothing else changed."""
-    source, _ = blocks("README.md", "python")
+    source, *_ = blocks("README.md", "python")
     for large, small in (
         ("make_worlds(64", "make_worlds(8"),
         ("300", "2"),
