@@ -23,7 +23,7 @@ Kind = Literal["adaptive", "non-adaptive", "oracle"]
 class Plan:
     """How much to measure."""
 
-    tasks: int = 64
+    tasks: int = 128
     """tasks of each setting"""
     worlds: int = 16
     """worlds at each point of a sweep and in each failure; a quarter of them for heat maps"""

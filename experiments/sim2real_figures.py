@@ -102,9 +102,11 @@ def heat_map_figure(study: Study, heat_map: HeatMap) -> Figure:
         mesh = None
         for row, contender, returns in zip(grid, study.contenders, heat_map.returns, strict=True):
             for ax, k in zip(row, episodes, strict=True):
+                # As pixels: viewers of SVG leave seams between vector cells.
                 mesh = ax.pcolormesh(
-                    _edges(a), _edges(b), returns[..., k].T, cmap=COLOUR_MAP, vmin=low, vmax=high
-                )
+                    _edges(a), _edges(b), returns[..., k].T,
+                    cmap=COLOUR_MAP, vmin=low, vmax=high, rasterized=True,
+                )  # fmt: skip
                 _rectangle(ax, a, b)
                 _scale(ax, a, "x")
                 _scale(ax, b, "y")

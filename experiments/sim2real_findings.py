@@ -20,6 +20,13 @@ EXTRA_SHARE = 0.2
 """share of training tasks that `failures.json` asks for from the failures"""
 
 
+_HEADLINE = {
+    "surrogate, nominal": "On the surrogate of the real robot",
+    "surrogate, drawn": "With dynamics drawn from the training range besides,",
+}
+"""Settings that decide, and how a sentence about them begins."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """Mean over tasks of a difference, and its 95 % bootstrap interval."""
@@ -89,25 +96,27 @@ def verdicts(study: Study) -> list[str]:
 
 
 def headline(study: Study) -> str:
-    """What counts: the surrogate with drawn dynamics, adaptive against non-adaptive and oracle."""
-    name = "surrogate, drawn"
+    """What counts: the first agent on the surrogate, against the others and its own beginning."""
     first = study.contenders[0].label
-    words = []
-    for index, other in enumerate(study.contenders[1:], 1):
-        found = against(study, name, index)
-        if not found.certain:
-            words.append(f"cannot be told from {other.label}")
-        else:
-            words.append(f"is {'better' if found.mean > 0 else 'worse'} than {other.label}")
-    adapts = gain(study, name)
-    if study.robot.episodes > 1:
-        change = "does not measurably change" if not adapts.certain else (
-            "improves" if adapts.mean > 0 else "gets worse"
-        )  # fmt: skip
-        words.append(f"{change} from its first to its last episode")
-    if not words:
-        return f"{first} was measured alone."
-    return f"On the surrogate of the real robot {first} {_listed(words)}."
+    sentences = []
+    for name, where in _HEADLINE.items():
+        words = []
+        for index, other in enumerate(study.contenders[1:], 1):
+            found = against(study, name, index)
+            which = "better" if found.mean > 0 else "worse"
+            words.append(
+                f"is {which} than {other.label}"
+                if found.certain
+                else f"cannot be told from {other.label}"
+            )
+        if study.robot.episodes > 1:
+            adapts = gain(study, name)
+            which = "improves" if adapts.mean > 0 else "gets worse"
+            change = which if adapts.certain else "does not measurably change"
+            words.append(f"{change} from its first to its last episode")
+        if words:
+            sentences.append(f"{where} {first} {_listed(words)}.")
+    return " ".join(sentences) or f"{first} was measured alone, in trials of one episode."
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -152,7 +152,8 @@ def _sweeps(study: Study) -> list[Html]:
             sweeps_figure(study),
             "return in the first and the last episode along each quantity",
             "Mean return with its interval. The training range is shaded, the nominal value "
-            "dotted. A policy that adapts does better in its last episode than in its first.",
+            "dotted. What a policy learns within the first episode shows there already; what it "
+            "takes along into others, in the last.",
         ),
     ]
 

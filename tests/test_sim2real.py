@@ -526,7 +526,7 @@ def fake_study(levels, gains):
     return SimpleNamespace(
         contenders=names,
         robot=SimpleNamespace(episodes=2),
-        settings={"surrogate, drawn": curves},
+        settings={"surrogate, nominal": curves, "surrogate, drawn": curves},
     )
 
 

@@ -34,7 +34,7 @@ class Options:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """run folders; the first is the policy that is studied, seeds of an agent are put together"""
-    tasks: int = 64
+    tasks: int = 128
     """tasks of each setting"""
     worlds: int = 16
     """worlds at each point of a sweep and in each failure"""
