@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import make_dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ def _words(value: object) -> str:
     """What a function returned, in words."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return repr(value)[:80]
+    return " ".join(repr(value).split())[:80]
 
 
 def _check_column(where: str, value: object, worlds: int) -> None:
@@ -182,12 +183,11 @@ def _check_tasks(robot: Any, call: Callable[..., Any]) -> type[RobotTask]:
             made = _task_class(robot, list(goals))
         if goals:
             rows[split] = set(map(tuple, made(**goals).features().tolist()))
-    shared = {a: b for a in rows for b in rows if a < b and rows[a] & rows[b]}
-    allowed = {("held-out", "train")} if robot.shared_splits else set()
-    for one, two in shared.items():
-        if (one, two) not in allowed:
+    for one, two in combinations(rows, 2):
+        allowed = robot.shared_splits and two == "held-out"
+        if rows[one] & rows[two] and not allowed:
             raise UsageError(
-                f"{where}: as_task gives {two} and {one} tasks that are the same; keep apart what "
+                f"{where}: as_task gives {one} and {two} tasks that are the same; keep apart what "
                 "was apart, or set shared_splits=True if train and held-out tasks shall be the same"
             )
     return made  # type: ignore[no-any-return]

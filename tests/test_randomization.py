@@ -26,6 +26,7 @@ from metarl.experiments.loading import open_run
 from metarl.runs import RunFolder
 
 EXAMPLE = ROOT / "docs" / "randomization.yaml"
+FEW = ("--evaluation-tasks", "4")
 HELP = "what varies from task to task besides the goal: a YAML file of ranges, or none"
 FIRST_OF_WALKER = (3.1377845236892266, 1.655679307795164, 0.9039824037440249)
 """masses of the first task of a seeded draw"""
@@ -472,9 +473,9 @@ def test_the_example_is_trained_on_resumed_evaluated_and_told(tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "copy.yaml"
     file.write_text(EXAMPLE.read_text())
     assert len({vary.quantity for vary in load_randomization(file).vary}) >= 8
-    words = "--family.preset promp --num-worlds 4 --epochs 1 --minibatches 1 --evaluation-tasks 4 --threads 1".split()
+    words = "--family.preset promp --num-worlds 4 --epochs 1 --minibatches 1 --threads 1".split()
     train = ["train", "rl2", "half-cheetah-vel", "--run-dir", str(run)]
-    assert main([*train, "--family.randomize", str(file), "--total-steps", "1", *words]) == 0
+    assert main([*train, "--family.randomize", str(file), "--total-steps", "1", *words, *FEW]) == 0
     file.unlink()
     assert main([*train, "--resume"]) == 0
     config = yaml.safe_load((run / "config.yaml").read_text())["family_options"]
