@@ -88,20 +88,19 @@ def cart(path, **changes):
 def test_a_crane_is_meta_trained_to_find_its_mark():
     """Within seconds it beats what a policy could do that does not adapt, whatever it were."""
     family = Crane()
-    env = family.make_worlds(64, seed=1)
-    config = RL2Config(gamma=0.95, minibatches=8)
+    env = family.make_worlds(32, seed=1)
+    config = RL2Config(gamma=0.95, minibatches=4, learning_rate=4e-3)
     agent = RL2(config, family.spec(), seed=1)
-    tasks = family.sample_tasks(64, "held-out", generator(3))
-    iterations = 24
-    for i in range(iterations):
-        agent.train_step(env, i / iterations)
+    tasks = family.sample_tasks(32, "held-out", generator(3))
+    for i in range(30):
+        agent.train_step(env, i / 30)
     first, second = evaluate(agent.policy(), env, tasks, episodes=2).summary().mean
     # At best the load hangs where it is least far from all marks: in their median.
     away = (tasks.mark - tasks.mark.median()).abs().mean()
     alone = -family.horizon * float(away)
     assert alone == pytest.approx(-25.0, abs=4.0)
-    assert second > 0.75 * alone
-    assert second > first
+    assert second > 0.6 * alone
+    assert second > first + 1.0
 
 
 def test_a_crane_moves_and_earns_as_a_plain_simulation_says():
