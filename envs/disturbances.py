@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import mujoco
 import torch
 from torch import Tensor
 
@@ -39,13 +38,6 @@ _SCALED: dict[str, tuple[str, ...]] = {
 """the model fields that a factor multiplies"""
 _ADDED = {"com_offset": "body_ipos", "payload": "body_mass"}
 """the model field that a number is added to"""
-_SHORTCUTS = {
-    "body_sameframe": (None, int(mujoco.mjtSameFrame.mjSAMEFRAME_BODY)),
-    "geom_sameframe": ("geom_bodyid", int(mujoco.mjtSameFrame.mjSAMEFRAME_INERTIA)),
-    "site_sameframe": ("site_bodyid", int(mujoco.mjtSameFrame.mjSAMEFRAME_INERTIA)),
-}
-"""fields that say whose frame is the same as another's: the field with the bodies of the elements,
-and the value that holds only while a body's centre of mass is where the compiler found it"""
 
 
 def model_fields(drawn: Drawn, model: Model, shared: Callable[[str], Tensor]) -> dict[str, Tensor]:
@@ -73,41 +65,7 @@ def model_fields(drawn: Drawn, model: Model, shared: Callable[[str], Tensor]) ->
                 ids = list(columns.ids)
                 field[:, ids] += numbers.view(len(numbers), -1, *field.shape[2:])
                 fields[name] = field
-                if quantity == "com_offset":
-                    moved = (numbers.view(len(numbers), -1, 3) != 0).any(-1)
-                    fields |= _own_frames(ids, moved, model, shared, fields)
     return fields
-
-
-def _own_frames(
-    ids: list[int],
-    moved: Tensor,
-    model: Model,
-    shared: Callable[[str], Tensor],
-    fields: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Tell MuJoCo where a centre of mass is no longer in the origin of a body's or geom's frame.
-
-    Its compiler notes frames that are the same, so that they need not be computed; noted geoms and
-    sites would move along with the centre of mass, and noted bodies would keep it.
-
-    Args:
-        ids: bodies.
-        moved: bool `[W, bodies]`, whose centre is not where the model has it.
-        model: the robot.
-        shared: the model's own values of a field `[W, ...]`.
-        fields: those that differ from world to world already.
-    """
-    found = {}
-    of_world = torch.zeros(len(moved), model.compiled.nbody, dtype=torch.bool)
-    of_world[:, ids] = moved.cpu()
-    for name, (owner, same) in _SHORTCUTS.items():
-        values = fields[name] if name in fields else shared(name).clone()
-        mine = of_world
-        if owner is not None:
-            mine = of_world[:, torch.from_numpy(getattr(model.compiled, owner)).long()]
-        found[name] = values.masked_fill(mine.to(values.device) & (values == same), 0)
-    return found
 
 
 def _multiply(field: Tensor, name: str, columns: Columns, numbers: Tensor, model: Model) -> Tensor:
@@ -254,7 +212,6 @@ class Disturbances:
         self.commands[:, mask] = 0.0
         self.executed[mask] = 0.0
         self.shown[:, mask] = self._reading(obs, normal)[mask]
-        self.force[mask] = 0.0
         self.push_left[mask] = 0
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -175,9 +175,9 @@ def _all(quantity: str, count: int, model: Model) -> list[int]:
 def _fixed_centre(body: int, model: Model) -> bool:
     """Whether MuJoCo has simplified the body's equations so that its centre cannot be moved.
 
-    It does so for a body that turns, with no others on it, about its own centre of mass.
+    It does so for a body that moves with no others on it, about its own centre of mass.
     """
-    return bool(model.compiled.body_simple[body] == 1)
+    return bool(model.compiled.body_simple[body] != 0)
 
 
 def _checked(quantity: str, ids: list[int], names: list[str], model: Model) -> list[int]:
@@ -192,8 +192,8 @@ def _checked(quantity: str, ids: list[int], names: list[str], model: Model) -> l
         if quantity == "com_offset" and _fixed_centre(i, model):
             raise _error(
                 quantity,
-                f"MuJoCo takes the centre of mass of body {names[i]!r}, which is alone and turns "
-                f"about it, as fixed; put it 1e-5 m off the body's origin in {model.path}",
+                f"MuJoCo takes the centre of mass of body {names[i]!r} as fixed; give the body "
+                f"simple='false' in {model.path}",
             )
     if quantity == "push_force" and len(ids) > 1:
         raise _error(quantity, f"of must name one body, got {', '.join(names[i] for i in ids)}")

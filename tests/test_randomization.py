@@ -254,6 +254,8 @@ def test_columns_are_named():
         "gravity",
     )
     assert family.task_dim == 13  # and the speed
+    pushed = cheetah(Vary("push_force", 0.0, 1.0)).parameters.columns[0]
+    assert (pushed.ids, pushed.names) == ((1,), ("push_force",))
 
 
 def test_tasks_are_described_by_what_is_farthest_from_nominal():
