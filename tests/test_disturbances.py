@@ -34,6 +34,8 @@ ARM = """
         <geom name="small" type="box" size="0.1 0.05 0.02" pos="0.1 0 0"/>
       </body>
     </body>
+    <body name="frame" pos="3 0 0"><joint/><geom size="0.1" pos="0.2 0 0"/>
+      <body name="massless" pos="0.4 0 0"><site name="tool"/></body></body>
     <body name="free" pos="1 0 1"><freejoint/><geom name="puck" size="0.1"/></body>
     <body name="slider" pos="2 0 1"><joint name="slide" type="slide"/><geom size="0.1"/></body>
   </worldbody>
@@ -279,10 +281,26 @@ def test_a_body_whose_centre_mujoco_takes_as_fixed_is_not_shifted(arm):
     shift = Randomization((Vary("com_offset", -0.1, 0.1),))
     columns = arm(randomize=shift).parameters.columns[0]
     names = [arm().model().compiled.body(i).name for i in columns.ids]
-    assert names == ["ball", "tip"]
+    assert names == ["ball", "tip", "frame"]
     started(arm(randomize=shift))
     with pytest.raises(UsageError, match="of body 'free' as fixed; give the body simple='false'"):
         arm(randomize=Randomization((Vary("com_offset", -0.1, 0.1, of=("free",)),)))
+
+
+def test_bodies_without_mass_are_left_alone(arm):
+    """Frames that are fixed to a robot have none, and nothing to multiply."""
+    for name in ("body_mass", "body_inertia", "density", "com_offset"):
+        family = arm(randomize=Randomization((Vary(name, 0.5, 0.9),)))
+        env, _ = started(family)
+        massless = family.model().compiled.body("massless").id
+        assert massless not in family.parameters.columns[0].ids
+        env.step(torch.zeros(3, 1))
+        with pytest.raises(UsageError, match="body 'massless' has no mass that could be varied"):
+            arm(randomize=Randomization((Vary(name, 0.5, 0.9, of=("massless",)),)))
+    loaded = arm(randomize=Randomization((Vary("payload", 1.0, 2.0, of=("massless",)),)))
+    env, _ = started(loaded)
+    mass = env.physics.state_dict()["model.body_mass"][:, massless]
+    assert torch.equal(mass, env.tasks.dynamics[:, 0])
 
 
 def test_the_same_quantity_twice_acts_twice():

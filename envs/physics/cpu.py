@@ -157,7 +157,9 @@ class CpuPhysics:
         if not bool(torch.isfinite(values).all()):
             raise UsageError(f"{where}: {name} must be finite")
         # MuJoCo's compiler refuses such bodies, its batch does not.
-        moving = torch.from_numpy(self.model.compiled.body_weldid != 0)
+        # Bodies that are part of another one may have none of their own.
+        compiled = self.model.compiled
+        moving = torch.from_numpy((compiled.body_weldid != 0) & (compiled.body_mass > 0))
         if name in ("body_mass", "body_inertia") and bool((values[:, moving] <= 0).any()):
             raise UsageError(f"{where}: {name} of bodies that move must be above 0")
 
