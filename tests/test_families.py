@@ -390,7 +390,7 @@ def test_counts_that_do_not_fit_are_refused(family):
 
 
 def test_unknown_names_are_refused_with_the_closest_one():
-    with pytest.raises(UsageError, match=r"did you mean gridnavi\?.*choose from ant-dir"):
+    with pytest.raises(UsageError, match=r"did you mean gridnavi\?.*choose from ant-crippled"):
         make_family("gridnavy")
     with pytest.raises(UsageError, match=r"did you mean arms\?.*choose from episodes"):
         make_family("bandit", arm=3)
