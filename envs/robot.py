@@ -169,7 +169,7 @@ class Robot(Family):
     def observations(self) -> int:
         """O."""
 
-    @property
+    @cached_property
     def dt(self) -> float:
         """Duration of a control step, s."""
         return self.frame_skip * float(self.model().compiled.opt.timestep)

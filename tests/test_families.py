@@ -269,7 +269,7 @@ def on_a_device_of_its_own(case):
     return not issubclass(family_class(CASES[case][0]), Robot)
 
 
-@pytest.mark.parametrize("case", filter(on_a_device_of_its_own, CASES))
+@pytest.mark.parametrize("case", [case for case in CASES if on_a_device_of_its_own(case)])
 def test_a_step_never_leaves_the_device(case):
     """Tensors on the device "meta" have no values: mixing devices or looking at a value fails."""
     name, options = CASES[case]
