@@ -183,7 +183,7 @@ class Robot(Family):
         """Draw goals and dynamics of `split`; nominal tasks have goals that are held out."""
         self.check_split(split)
         goals_from = split if split in type(self).splits else "held-out"
-        goals = self.sample_goals(n, "held-out" if split == "nominal" else goals_from, generator)
+        goals = self.sample_goals(n, goals_from, generator)
         dynamics = self.parameters.sample(n, split, generator)
         return self.task_class(dynamics=dynamics, **goals)
 
