@@ -78,11 +78,8 @@ def _multiply(field: Tensor, name: str, columns: Columns, numbers: Tensor, model
         ids = [dof for joint in ids for dof, of in enumerate(joints) if of == joint]
     if numbers.shape[1] == len(ids) * math.prod(field.shape[2:]):
         factors = numbers.view(len(numbers), len(ids), *field.shape[2:])  # one for every number
-    else:
-        each = numbers.shape[1] == len(ids)
-        factors = (numbers if each else numbers[:, :1]).view(
-            len(numbers), -1, *[1] * (field.dim() - 2)
-        )
+    else:  # one for every element, or one for all of them
+        factors = numbers.view(len(numbers), -1, *[1] * (field.dim() - 2))
     field[:, ids] *= factors
     return field
 
