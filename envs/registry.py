@@ -14,6 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from metarl.envs.metaworld.names import family_names as metaworld_families
 from metarl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ FAMILIES: dict[str, str] = {
     "hopper-vel": "metarl.envs.planar:HopperVel",
     "reacher-goal": "metarl.envs.reacher:ReacherGoal",
     "crane": "metarl.envs.robots.crane:Crane",
+    **{name: f"metarl.envs.metaworld.families:{name}" for name in metaworld_families()},
 }
 """Where each family lives, as "module:class"; a new family adds its line here."""
 

@@ -218,7 +218,7 @@ def test_unstable_world_is_reported_ended_and_replayable(worlds, caplog, fault, 
     assert reward[3] == 0 and torch.isfinite(reward).all()
     (message,) = caplog.messages
     assert "world 3" in message and "step 6" in message and FAULTS[fault] in message
-    (dump,) = worlds.dump_dir.iterdir()
+    (dump,) = worlds._dumps.folder.iterdir()
     assert str(dump) in message
     again = replay(dump)
     assert again.unstable and FAULTS[fault] in again.reason
@@ -227,7 +227,7 @@ def test_unstable_world_is_reported_ended_and_replayable(worlds, caplog, fault, 
 
 
 def test_an_error_inside_mujoco_counts_as_unstable(worlds, monkeypatch, caplog):
-    def fail(ids, nstep):
+    def fail(ids, **options):
         raise SimulationError(np.array([1]), "out of memory")
 
     monkeypatch.setattr(worlds.physics._batch, "step", fail)
@@ -252,7 +252,7 @@ def test_other_worlds_do_not_notice(worlds):
 
 
 def test_without_a_folder_it_only_warns(worlds, caplog):
-    worlds.dump_dir = None
+    worlds._dumps.folder = None
     inject_nan(worlds)
     with caplog.at_level(logging.WARNING):
         worlds.step(random_controls(1)[0])
@@ -260,11 +260,11 @@ def test_without_a_folder_it_only_warns(worlds, caplog):
 
 
 def test_number_of_dumps_is_bounded(worlds):
-    worlds.max_dumps = 3
+    worlds._dumps.max_dumps = 3
     for ctrl in random_controls(8):
         inject_nan(worlds)
         worlds.step(ctrl)
-    assert len(list(worlds.dump_dir.iterdir())) == 3
+    assert len(list(worlds._dumps.folder.iterdir())) == 3
 
 
 def test_a_dump_that_cannot_be_written_does_not_stop_the_run(worlds, tmp_path, caplog):

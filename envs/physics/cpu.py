@@ -20,6 +20,7 @@ from metarl.envs.physics.interface import Snapshot
 from metarl.envs.physics.model import Model, capture_warnings
 from metarl.errors import UsageError
 
+_NOTHING, _POSITIONS = int(mujoco.mjtStage.mjSTAGE_NONE), int(mujoco.mjtStage.mjSTAGE_POS)
 _BAD = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADCTRL + 1)
 _BAD_NAMES = ("BADQPOS", "BADQVEL", "BADQACC", "BADCTRL")
 _HUGE = 1e10
@@ -81,7 +82,9 @@ class CpuPhysics:
                 self._batch.forward()
         return self._fields[name]
 
-    def step(self, ctrl: Tensor, n_substeps: int, worlds: Tensor | None = None) -> Tensor | None:
+    def step(
+        self, ctrl: Tensor, n_substeps: int, worlds: Tensor | None = None, *, current: bool = False
+    ) -> Tensor | None:
         """See `Physics.step`."""
         self._ctrl.copy_(ctrl)
         # MuJoCo puts a world that blows up back to its start silently, so keep what it came from.
@@ -90,7 +93,7 @@ class CpuPhysics:
         failed = None
         try:
             ids = None if worlds is None else np.flatnonzero(worlds.cpu().numpy())
-            self._batch.step(ids, nstep=n_substeps)
+            self._batch.step(ids, nstep=n_substeps, stage=_POSITIONS if current else _NOTHING)
         except SimulationError as error:
             failed = error.ids
         # `not <` rather than `>=`: a maximum with a NaN in it is NaN.
@@ -135,7 +138,12 @@ class CpuPhysics:
         self.field("qvel")[ids] = qvel.to("cpu", torch.float64)[ids]
         self._refresh(ids.numpy())
 
-    def randomise(self, fields: Mapping[str, Tensor]) -> None:
+    def put(self, mask: Tensor, states: Tensor) -> None:
+        """See `Physics.put`."""
+        ids = mask.to("cpu").nonzero()[:, 0]
+        self._rows[ids] = states[ids].to("cpu")
+
+    def randomise(self, fields: Mapping[str, Tensor], *, derive: bool = True) -> None:
         """See `Physics.randomise`; one `set_const` for all fields of the call."""
         for name, values in fields.items():
             self._check_model_field(name, values)
@@ -144,7 +152,7 @@ class CpuPhysics:
             if name not in self._randomised:
                 self._randomised.append(name)
         inputs = mujoco.MjModel._setconst_inputs
-        if any(name in inputs or name.startswith("opt.") for name in fields):
+        if derive and any(name in inputs or name.startswith("opt.") for name in fields):
             self._batch.set_const()
 
     def _check_model_field(self, name: str, values: Tensor) -> None:

@@ -53,10 +53,13 @@ class Physics(Protocol):
         """
         ...
 
-    def step(self, ctrl: Tensor, n_substeps: int, worlds: Tensor | None = None) -> Tensor | None:
+    def step(
+        self, ctrl: Tensor, n_substeps: int, worlds: Tensor | None = None, *, current: bool = False
+    ) -> Tensor | None:
         """Advance worlds by `n_substeps` under `ctrl` `[num_worlds, nu]`.
 
-        All of them, or those in `worlds` bool `[num_worlds]`; the others stay as they are.
+        All of them, or those in `worlds` bool `[num_worlds]`; the others stay as they are. With
+        `current`, derived positions (`xpos`, `site_xpos`, ...) describe the new state.
 
         Returns:
             bool `[num_worlds]`, true for worlds whose simulation became unstable. They have been
@@ -73,10 +76,19 @@ class Physics(Protocol):
         """
         ...
 
-    def randomise(self, fields: Mapping[str, Tensor]) -> None:
+    def put(self, mask: Tensor, states: Tensor) -> None:
+        """Put the worlds in `mask` into `states` `[num_worlds, nstate]`.
+
+        These are MuJoCo's integration states: all that the next step depends on. Derived fields
+        of the worlds follow at that step only.
+        """
+        ...
+
+    def randomise(self, fields: Mapping[str, Tensor], *, derive: bool = True) -> None:
         """Give worlds their own model: MjModel field name to values `[num_worlds, ...]`.
 
-        Constants that MuJoCo derives from the fields (inverse weights and the like) follow.
+        Constants that MuJoCo derives from the fields (inverse weights and the like) follow, unless
+        `derive` is false: for things that are only moved to another place.
 
         Raises:
             UsageError: for an unknown field, a wrong shape or values MuJoCo refuses.

@@ -12,17 +12,71 @@ from torch import Tensor
 
 from metarl.envs.physics.dump import save_dump
 from metarl.envs.physics.interface import Physics, Snapshot
-from metarl.tasks import Family
+from metarl.tasks import Family, TaskBatch
 from metarl.vector import VectorEnv
 
 _log = logging.getLogger("metarl.physics")
 
 
-class PhysicsWorlds(VectorEnv):
-    """A vector env on `Physics`; a robot adds its reset, its reward and its observation."""
+class UnstableReports:
+    """What is told of worlds that blow up: a line in the log, and a file to replay them from."""
 
     max_dumps = 20
     """files in a folder at most, so that a run that blows up at every step cannot fill a disk"""
+
+    def __init__(self, family: str) -> None:
+        """Report on worlds of the family of this name."""
+        self.family = family
+        self.folder: Path | None = None
+        """folder for dumps of unstable worlds; None: they are only reported"""
+
+    def report(
+        self, physics: Physics, unstable: Tensor, worlds: Tensor, tasks: TaskBatch, elapsed: Tensor
+    ) -> None:
+        """Log each unstable world and write its dump.
+
+        Args:
+            physics: of C simulations.
+            unstable: bool `[C]`.
+            worlds: int64 `[C]`, which of all worlds each simulation is.
+            tasks: of all worlds.
+            elapsed: steps of their episodes before this one.
+        """
+        features = tasks.features().cpu()
+        for index in unstable.nonzero()[:, 0].tolist():
+            world = int(worlds[index])
+            snapshot = physics.snapshot(index)
+            step, task = int(elapsed[world]), features[world].numpy()
+            _log.warning(
+                "%s: the simulation of world %d, task %s, became unstable at step %d (%s); "
+                "its episode ends%s",
+                self.family,
+                world,
+                task.tolist(),
+                step,
+                snapshot.reason,
+                self._dump(physics, snapshot, world, step, task),
+            )
+
+    def _dump(
+        self, physics: Physics, snapshot: Snapshot, world: int, step: int, task: np.ndarray
+    ) -> str:
+        """Write a dump if there is a folder for it; the words that end the report."""
+        if self.folder is None:
+            return ""
+        dumps = len(list(self.folder.glob("unstable-*.npz")))
+        if dumps >= self.max_dumps:
+            return f"; {self.folder} has {dumps} dumps already"
+        path = self.folder / f"unstable-{dumps:03d}-world{world}-step{step}.npz"
+        try:
+            save_dump(path, physics.model, snapshot, world=world, step=step, task=task)
+        except OSError as error:
+            return f"; {path} cannot be written: {error.strerror or error}"
+        return f"; replay it from {path}"
+
+
+class PhysicsWorlds(VectorEnv):
+    """A vector env on `Physics`; a robot adds its reset, its reward and its observation."""
 
     def __init__(
         self,
@@ -37,8 +91,7 @@ class PhysicsWorlds(VectorEnv):
         super().__init__(family, physics.num_worlds, device=device, seed=seed)
         self.physics = physics
         self.n_substeps = n_substeps
-        self.dump_dir: Path | None = None
-        """folder for dumps of unstable worlds; None: they are only reported"""
+        self._dumps = UnstableReports(family.name)
 
     def _apply_tasks(self, tasks: Any) -> None:
         """Tasks that change only the reward need nothing more than to be kept."""
@@ -50,44 +103,14 @@ class PhysicsWorlds(VectorEnv):
         if unstable is None:
             return None
         if bool(unstable.any()):
-            self._report(unstable)
+            assert self._world_tasks is not None
+            worlds = torch.arange(self.num_envs)
+            self._dumps.report(self.physics, unstable, worlds, self._world_tasks, self._elapsed)
         return unstable.to(self.device)
 
     def dump_unstable_to(self, folder: Path) -> None:
         """Write a dump of every unstable world into `folder`, which is made when needed."""
-        self.dump_dir = folder
-
-    def _report(self, unstable: Tensor) -> None:
-        """Log each unstable world and write its dump."""
-        assert self._world_tasks is not None
-        features = self._world_tasks.features().cpu()
-        for world in unstable.nonzero()[:, 0].tolist():
-            snapshot = self.physics.snapshot(world)
-            step, task = int(self._elapsed[world]), features[world].numpy()
-            _log.warning(
-                "%s: the simulation of world %d, task %s, became unstable at step %d (%s); "
-                "its episode ends%s",
-                self.family.name,
-                world,
-                task.tolist(),
-                step,
-                snapshot.reason,
-                self._dump(snapshot, world, step, task),
-            )
-
-    def _dump(self, snapshot: Snapshot, world: int, step: int, task: np.ndarray) -> str:
-        """Write a dump if there is a folder for it; the words that end the report."""
-        if self.dump_dir is None:
-            return ""
-        dumps = len(list(self.dump_dir.glob("unstable-*.npz")))
-        if dumps >= self.max_dumps:
-            return f"; {self.dump_dir} has {dumps} dumps already"
-        path = self.dump_dir / f"unstable-{dumps:03d}-world{world}-step{step}.npz"
-        try:
-            save_dump(path, self.physics.model, snapshot, world=world, step=step, task=task)
-        except OSError as error:
-            return f"; {path} cannot be written: {error.strerror or error}"
-        return f"; replay it from {path}"
+        self._dumps.folder = folder
 
     def _world_state(self) -> dict[str, Tensor]:
         return self.physics.state_dict()

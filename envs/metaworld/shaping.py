@@ -1,0 +1,105 @@
+"""The functions that Meta-World's rewards are made of, for many worlds at once.
+
+After Yu et al. 2021 (Meta-World, version 2 of the paper) and its package, whose tolerances are
+those of Tassa et al. 2018 (the DeepMind Control Suite). All tensors are float64 `[C]` or `[C, 3]`,
+C worlds of one skill.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from metarl.envs.metaworld.scene import Scene
+
+TINY = 1e-300
+"""stands for 0 where something is divided by it"""
+_GAUSSIAN = -0.5 * (-2.0 * math.log(0.1))
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances `[C]` between points `[C, D]`."""
+    apart: Tensor = torch.linalg.vector_norm(a - b, dim=-1)
+    return apart
+
+
+def outside(x: Tensor, upper: float | Tensor, lower: float | Tensor | None = 0.0) -> Tensor:
+    """How far `x` is from the interval, 0 within; `lower` None leaves it open below."""
+    above = (x - upper).clamp_min(0.0)
+    return above if lower is None else torch.maximum(above, lower - x)
+
+
+def tolerance(
+    x: Tensor, upper: float | Tensor, margin: float | Tensor, lower: float | Tensor | None = 0.0
+) -> Tensor:
+    """1 for x in [lower, upper], 0.1 a `margin` away from it, with a long tail beyond.
+
+    1 / ((3 d / margin)² + 1), where d is the distance from the interval; with a margin of 0, 0
+    everywhere outside.
+    """
+    steepness = 3.0 / (margin.clamp_min(TINY) if isinstance(margin, Tensor) else max(margin, TINY))
+    return 1.0 / ((outside(x, upper, lower) * steepness).square() + 1.0)
+
+
+def gaussian_tolerance(
+    x: Tensor, upper: float | Tensor, margin: float | Tensor, lower: float | Tensor | None = 0.0
+) -> Tensor:
+    """As `tolerance`, with a Gaussian instead of the long tail."""
+    width = margin.clamp_min(TINY) if isinstance(margin, Tensor) else max(margin, TINY)
+    return torch.exp(_GAUSSIAN * (outside(x, upper, lower) / width).square())
+
+
+def both(a: Tensor, b: Tensor) -> Tensor:
+    """The Hamacher product of two numbers in [0, 1]: a b / (a + b - a b), and 0 for 0 and 0."""
+    product = a * b
+    return product / (a + b - product).clamp_min(TINY)
+
+
+def closing(action: Tensor, effort: float = 1.0) -> Tensor:
+    """How much the gripper is asked to close, from 0 to 1 at an `effort` or more, `[C]`."""
+    return action[:, 3].clamp(0.0, effort) / effort
+
+
+def caging(
+    s: Scene,
+    at: Tensor,
+    *,
+    radius: float,
+    pads_within: float,
+    xz_within: float,
+    reach_within: float = 0.0,
+    effort: float = 1.0,
+    density: str = "low",
+) -> Tensor:
+    """How well the gripper holds an object: its pads on both sides in y, its centre at it in x, z.
+
+    `_gripper_caging_reward` of the package.
+
+    Args:
+        s: the scene.
+        at: where the object is taken to be, `[C, 3]`.
+        radius: of the object, m.
+        pads_within: distance of a pad from the object that counts as near, m.
+        xz_within: distance of the gripper's centre in the x-z plane that counts as near, m.
+        reach_within: distance of the gripper's centre that counts as there, m; for medium density.
+        effort: of the gripper that counts as closed.
+        density: low; medium, averaged with how near the gripper is; high, with the caging itself.
+    """
+    pads = torch.stack([s.left_pad[:, 1], s.right_pad[:, 1]], -1)
+    away = (pads - at[:, 1:2]).abs()
+    margin = ((pads - s.obj_start[:, 1:2]).abs() - pads_within).abs()
+    sides = tolerance(away, pads_within, margin, radius)
+    xz_margin = distance(s.obj_start[:, ::2], s.tcp_start[:, ::2]) - xz_within
+    near = tolerance(distance(s.tcp[:, ::2], at[:, ::2]), xz_within, xz_margin)
+    caged = both(both(sides[:, 0], sides[:, 1]), near)
+    held = both(caged, torch.where(caged > 0.97, closing(s.action, effort), 0.0))
+    if density == "high":
+        return 0.5 * (held + caged)
+    if density == "medium":
+        reach_margin = (distance(s.obj_start, s.tcp_start) - reach_within).abs()
+        return 0.5 * (held + tolerance(distance(at, s.tcp), reach_within, reach_margin))
+    return held
