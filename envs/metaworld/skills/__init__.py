@@ -11,7 +11,20 @@ from importlib import import_module
 
 from metarl.envs.metaworld.scene import Skill
 
-MODULES = ("reaching", "picking", "doors")
+MODULES = (
+    "reaching",
+    "picking",
+    "doors",
+    "drawers",
+    "turning",
+    "buttons",
+    "coffee",
+    "handles",
+    "plates",
+    "pegs",
+    "tools",
+    "nuts",
+)
 
 
 @cache
