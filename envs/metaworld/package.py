@@ -85,6 +85,8 @@ def _hand_at_rest() -> Iterator[None]:
     from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
     def stay(env: Any, steps: int = 50) -> None:
+        # Some resets look at orientations, which are all zeros before anything is computed.
+        mujoco.mj_kinematics(env.model, env.data)
         env.init_tcp = env.tcp_center
 
     base: Any = SawyerXYZEnv
