@@ -100,6 +100,54 @@ def test_derived_constants_follow_a_mass():
     assert weights[1, 1, 0] < 0.75 * weights[0, 1, 0]
 
 
+def test_moved_bodies_derive_nothing_and_are_saved_as_such():
+    physics, model = started(), gymnasium_model("half_cheetah.xml").compiled
+    place = physics.shared("body_pos").clone()
+    place[:, 2] += torch.rand(WORLDS, 3, generator=torch.Generator().manual_seed(0))
+    physics.randomise({"body_pos": place}, derive=False)
+    weights = physics._batch.expand("body_invweight0")
+    assert (weights == model.body_invweight0).all()
+    other = started()
+    other.load_state_dict(physics.state_dict())
+    assert (other._batch.expand("body_invweight0") == model.body_invweight0).all()
+    for ctrl in random_controls(20):
+        physics.step(ctrl, SUBSTEPS)
+        other.step(ctrl, SUBSTEPS)
+    assert torch.equal(physics.field("qpos"), other.field("qpos"))
+    other.randomise({"body_pos": place})
+    assert (other._batch.expand("body_invweight0") != model.body_invweight0).any()
+
+
+def test_current_positions_are_those_of_the_new_state():
+    lagging, current = started(), started()
+    for physics in (lagging, current):
+        physics.field("xpos")
+    for ctrl in random_controls(10):
+        lagging.step(ctrl, SUBSTEPS)
+        current.step(ctrl, SUBSTEPS, current=True)
+    assert torch.equal(lagging.field("qpos"), current.field("qpos"))
+    assert not torch.equal(lagging.field("xpos"), current.field("xpos"))
+    lagging._batch.forward()
+    assert torch.equal(lagging.field("xpos"), current.field("xpos"))
+
+
+def test_put_worlds_go_on_from_the_states_they_were_put_into():
+    physics, controls = started(), random_controls(40)
+    for ctrl in controls[:20]:
+        physics.step(ctrl, SUBSTEPS)
+    states = physics.state_dict()["rows"]
+    for ctrl in controls[20:]:
+        physics.step(ctrl, SUBSTEPS)
+    end = physics.field("qpos").clone()
+    half = torch.arange(WORLDS) % 2 == 0
+    physics.put(half, states)
+    for ctrl in controls[20:]:
+        physics.step(ctrl, SUBSTEPS)
+    again = physics.field("qpos")
+    assert torch.equal(again[half], end[half])
+    assert not torch.equal(again[~half], end[~half])
+
+
 @pytest.mark.parametrize("own_models", [False, True])
 def test_restored_state_goes_on_bit_for_bit(own_models):
     physics = started()

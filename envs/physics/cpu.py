@@ -26,8 +26,9 @@ _BAD_NAMES = ("BADQPOS", "BADQVEL", "BADQACC", "BADCTRL")
 _HUGE = 1e10
 """MuJoCo's own limit (mjMAXVAL): anything beyond counts as unstable."""
 
-MODEL, DERIVED = "model.", "derived."
-"""What the names of randomised model fields and of derived fields begin with in a saved state."""
+MODEL, MOVED, DERIVED = "model.", "moved.", "derived."
+"""What names begin with in a saved state: those of a model's fields that were randomised, with the
+constants derived from them or without, and those of data that follow from the state."""
 
 
 def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -62,7 +63,7 @@ class CpuPhysics:
         self._motion = self._batch.state[:, 1 : 1 + model.compiled.nq + model.compiled.nv]
         self._fields: dict[str, Tensor] = {}
         self._derived: dict[str, Tensor] = {}
-        self._randomised: list[str] = []
+        self._randomised: dict[str, str] = {}
         self._reasons: dict[int, str] = {}
         self._ctrl = self.field("ctrl")
 
@@ -149,8 +150,7 @@ class CpuPhysics:
             self._check_model_field(name, values)
         for name, values in fields.items():
             self._batch.expand(name)[...] = values.to("cpu").numpy()
-            if name not in self._randomised:
-                self._randomised.append(name)
+            self._randomised[name] = MODEL if derive else MOVED
         inputs = mujoco.MjModel._setconst_inputs
         if derive and any(name in inputs or name.startswith("opt.") for name in fields):
             self._batch.set_const()
@@ -171,18 +171,23 @@ class CpuPhysics:
         if name in ("body_mass", "body_inertia") and bool((values[:, moving] <= 0).any()):
             raise UsageError(f"{where}: {name} of bodies that move must be above 0")
 
+    def look(self, world: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """See `Physics.look`."""
+        model, data = self._batch.get_model(world), self._batch.get_data(world)
+        mujoco.mj_forward(model, data)
+        return model, data
+
     def snapshot(self, world: int) -> Snapshot:
         """See `Physics.snapshot`."""
-        fields = {name: self._batch.expand(name)[world].copy() for name in self._randomised}
+        fields = {k: values[world].copy() for k, values in self._own_fields().items()}
         reason = self._reasons.get(world, "")
         return Snapshot(self._before[world].copy(), fields, self._substeps, reason)
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Physics.state_dict`."""
-        model = {name: torch.from_numpy(self._batch.expand(name)) for name in self._randomised}
         return {
             "rows": self._rows.clone(),
-            **{MODEL + name: values.clone() for name, values in model.items()},
+            **{k: torch.from_numpy(values.copy()) for k, values in self._own_fields().items()},
             **{DERIVED + name: values.clone() for name, values in self._derived.items()},
         }
 
@@ -195,12 +200,18 @@ class CpuPhysics:
             )
         # Fields that were shared when the state was saved get the model's values again.
         shared = {name: self.shared(name) for name in self._randomised}
-        saved = _with_prefix(state, MODEL)
+        saved, moved = _with_prefix(state, MODEL), _with_prefix(state, MOVED)
         self.randomise({**shared, **saved})
-        self._randomised = list(saved)
+        if moved:
+            self.randomise(moved, derive=False)
+        self._randomised = {**dict.fromkeys(saved, MODEL), **dict.fromkeys(moved, MOVED)}
         for name, values in _with_prefix(state, DERIVED).items():
             self.field(name).copy_(values)
         self._rows.copy_(state["rows"])
+
+    def _own_fields(self) -> dict[str, np.ndarray]:
+        """The worlds' own values of the model's fields, by their names in a saved state."""
+        return {how + name: self._batch.expand(name) for name, how in self._randomised.items()}
 
     def shared(self, name: str) -> Tensor:
         """See `Physics.shared`."""

@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 import torch
 
-from metarl.envs.physics.cpu import MODEL, CpuPhysics
+from metarl.envs.physics.cpu import MODEL, MOVED, CpuPhysics
 from metarl.envs.physics.interface import Snapshot
 from metarl.envs.physics.model import Model, load_model
 from metarl.errors import UsageError
@@ -47,7 +47,7 @@ def save_dump(
         world=world,
         step=step,
         task=task,
-        **{MODEL + name: values for name, values in snapshot.fields.items()},
+        **snapshot.fields,
     )
 
 
@@ -74,7 +74,8 @@ def replay(path: str | Path, *, folder: str | Path | None = None) -> Replay:
             content = {name: dump[name] for name in dump.files}
         model = _load_dumped_model(str(content["model_file"]), str(content["xml"]), folder)
         physics = CpuPhysics(model, 1)
-        own = {k: torch.from_numpy(v[None]) for k, v in content.items() if k.startswith(MODEL)}
+        fields = {k: v for k, v in content.items() if k.startswith((MODEL, MOVED))}
+        own = {k: torch.from_numpy(v[None]) for k, v in fields.items()}
         physics.load_state_dict({"rows": torch.from_numpy(content["state"][None]), **own})
         unstable = physics.step(physics.field("ctrl").clone(), int(content["substeps"]))
         return Replay(

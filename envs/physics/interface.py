@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class Snapshot:
     state: np.ndarray
     """float64 `[nstate]`: MuJoCo's integration state before the step, its control included"""
     fields: Mapping[str, np.ndarray]
-    """the world's own values of the randomised model fields, by name"""
+    """the world's own values of the model's fields, by their names in a saved state"""
     substeps: int
     """physics steps that were taken"""
     reason: str
@@ -97,6 +98,13 @@ class Physics(Protocol):
 
     def shared(self, name: str) -> Tensor:
         """The model's own values of a field, repeated for every world: `[num_worlds, ...]`."""
+        ...
+
+    def look(self, world: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """A copy of one world's model and data after `mj_forward`: for what is no field.
+
+        Contacts and their forces, for example. It takes as long as a substep, for one world.
+        """
         ...
 
     def snapshot(self, world: int) -> Snapshot:
