@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ _KINDS = {
 }
 _POSITIONS = {"body": "xpos", "geom": "geom_xpos", "site": "site_xpos"}
 _MATRICES = {"body": "xmat", "geom": "geom_xmat", "site": "site_xmat"}
+_PADS = ("leftpad_geom", "rightpad_geom")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,24 @@ class Scene:
             address = int(model.joint(name).qposadr[0])
             self._views["qpos", name] = self._physics.field("qpos")[:, address]
         return self._views["qpos", name]
+
+    def squeezed(self, geom: str, worlds: Tensor) -> Tensor:
+        """Where both pads of the gripper press on a geom, bool `[C]`, false outside `worlds`.
+
+        Contacts are looked up world by world, so `worlds`, bool `[C]`, should be few.
+        """
+        found = torch.zeros_like(worlds)
+        for world in worlds.nonzero()[:, 0].tolist():
+            model, data = self._physics.look(world)
+            pads = [model.geom(pad).id for pad in _PADS]
+            found[world] = all(_pressing(data, pad, model.geom(geom).id) for pad in pads)
+        return found
+
+
+def _pressing(data: mujoco.MjData, one: int, other: int) -> bool:
+    """Whether two geoms push each other apart."""
+    between = (np.sort(data.contact.geom, axis=-1) == sorted((one, other))).all(axis=-1)
+    return bool(data.efc_force[data.contact.efc_address[between]].sum() > 0.0)
 
 
 def quaternions(matrices: Tensor) -> Tensor:

@@ -64,6 +64,23 @@ def closing(action: Tensor, effort: float = 1.0) -> Tensor:
     return action[:, 3].clamp(0.0, effort) / effort
 
 
+def grip(action: Tensor) -> Tensor:
+    """What is asked of the gripper, from 0 (open) to 1 (close), `[C]`."""
+    return 0.5 * (action[:, 3].clamp(-1.0, 1.0) + 1.0)
+
+
+def hover(away: Tensor, within: float, scale: float = 0.04, height: float = 0.4) -> Tensor:
+    """How high the hand should be at a horizontal distance: 0 near, then a logarithmic funnel."""
+    return torch.where(away <= within, 0.0, scale * (away - within).clamp_min(TINY).log() + height)
+
+
+def from_above(hand: Tensor, at: Tensor, within: float) -> Tensor:
+    """1 for hands `[C, 3]` over the funnel around a place, less the deeper they are below it."""
+    floor = hover(distance(hand[:, :2], at[:, :2]), within)
+    below = floor - hand[:, 2]
+    return torch.where(below <= 0.0, 1.0, tolerance(below, 0.01, 0.5 * floor))
+
+
 def caging(
     s: Scene,
     at: Tensor,
@@ -74,6 +91,7 @@ def caging(
     reach_within: float = 0.0,
     effort: float = 1.0,
     density: str = "low",
+    start: Tensor | None = None,
 ) -> Tensor:
     """How well the gripper holds an object: its pads on both sides in y, its centre at it in x, z.
 
@@ -88,18 +106,20 @@ def caging(
         reach_within: distance of the gripper's centre that counts as there, m; for medium density.
         effort: of the gripper that counts as closed.
         density: low; medium, averaged with how near the gripper is; high, with the caging itself.
+        start: where the object was at the start, `[C, 3]`, if not at `obj_start`.
     """
+    start = s.obj_start if start is None else start
     pads = torch.stack([s.left_pad[:, 1], s.right_pad[:, 1]], -1)
     away = (pads - at[:, 1:2]).abs()
-    margin = ((pads - s.obj_start[:, 1:2]).abs() - pads_within).abs()
+    margin = ((pads - start[:, 1:2]).abs() - pads_within).abs()
     sides = tolerance(away, pads_within, margin, radius)
-    xz_margin = distance(s.obj_start[:, ::2], s.tcp_start[:, ::2]) - xz_within
+    xz_margin = distance(start[:, ::2], s.tcp_start[:, ::2]) - xz_within
     near = tolerance(distance(s.tcp[:, ::2], at[:, ::2]), xz_within, xz_margin)
     caged = both(both(sides[:, 0], sides[:, 1]), near)
     held = both(caged, torch.where(caged > 0.97, closing(s.action, effort), 0.0))
     if density == "high":
         return 0.5 * (held + caged)
     if density == "medium":
-        reach_margin = (distance(s.obj_start, s.tcp_start) - reach_within).abs()
+        reach_margin = (distance(start, s.tcp_start) - reach_within).abs()
         return 0.5 * (held + tolerance(distance(at, s.tcp), reach_within, reach_margin))
     return held
