@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import mujoco
 import torch
 from torch import Tensor
 
@@ -47,10 +46,10 @@ class Group:
     scene: Scene
     part: slice
     """which of the sorted worlds they are"""
-    bodies: list[int]
-    """the arm's bodies of `_BODIES`"""
-    fingers: list[int]
-    """the sites of `_FINGERS`"""
+    bodies: Tensor
+    """int64, the arm's bodies of `_BODIES`"""
+    fingers: Tensor
+    """int64, the sites of `_FINGERS`"""
     starts: Tensor
     """`[C, nstate]`: MuJoCo's state at the beginning of an episode"""
 
@@ -70,8 +69,8 @@ def make_group(name: str, part: slice, threads: int) -> Group:
     loaded = sawyer(name, skill.constants)
     physics = CpuPhysics(loaded.model, part.stop - part.start, threads)
     compiled = loaded.model.compiled
-    bodies = [mujoco.mj_name2id(compiled, mujoco.mjtObj.mjOBJ_BODY, body) for body in _BODIES]
-    fingers = [mujoco.mj_name2id(compiled, mujoco.mjtObj.mjOBJ_SITE, site) for site in _FINGERS]
+    bodies = torch.tensor([compiled.body(name).id for name in _BODIES])
+    fingers = torch.tensor([compiled.site(name).id for name in _FINGERS])
     return Group(skill, loaded, physics, Scene(physics), part, bodies, fingers, torch.empty(0))
 
 
@@ -208,8 +207,9 @@ class SawyerWorlds(VectorEnv):
         """Gather what all skills look at, and make the new frame of it."""
         bodies = len(_BODIES)
         for group in self._groups:
-            self._places[group.part, :bodies] = group.physics.field("xpos")[:, group.bodies]
-            self._places[group.part, bodies:] = group.physics.field("site_xpos")[:, group.fingers]
+            places, physics = self._places[group.part], group.physics
+            places[:, :bodies] = physics.field("xpos").index_select(1, group.bodies)
+            places[:, bodies:] = physics.field("site_xpos").index_select(1, group.fingers)
             seen = group.skill.see(group.scene)
             self._seen[group.part, : seen.shape[1]] = seen
         hand, right, left = self._places[:, 0], self._places[:, 1], self._places[:, 2]
