@@ -14,7 +14,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from metarl.envs.metaworld.names import PREFIX as METAWORLD
 from metarl.envs.metaworld.names import family_names as metaworld_families
+from metarl.envs.metaworld.names import pattern_of
 from metarl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,24 +49,39 @@ FAMILIES: dict[str, str] = {
 """Where each family lives, as "module:class"; a new family adds its line here."""
 
 
-def _unknown(what: str, name: str, allowed: list[str]) -> UsageError:
-    """The error for a name that is not in `allowed`, with the closest one as a hint."""
-    close = get_close_matches(name, allowed, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+def _unknown(what: str, name: str, close: list[str], allowed: list[str]) -> UsageError:
+    """The error for a name that is not in `allowed`, with the closest ones as a hint."""
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     return UsageError(f"unknown {what} {name!r}{hint}; choose from {', '.join(allowed)}")
+
+
+def listed() -> list[str]:
+    """The families for a reader; those of Meta-World's single skills stand together."""
+    return list(dict.fromkeys(map(pattern_of, FAMILIES)))
+
+
+def instead_of(name: str) -> tuple[list[str], list[str]]:
+    """What may have been meant by a name that is no family's: the closest, and what there is.
+
+    Of Meta-World's many similar names three are offered, and its own are listed alone.
+    """
+    benchmarks = name.startswith(METAWORLD)
+    close = get_close_matches(name, FAMILIES, n=3 if benchmarks else 1)
+    return close, [own for own in listed() if own.startswith(METAWORLD) or not benchmarks]
 
 
 def family_class(name: str) -> type[Family]:
     """Import and return the class of the family called `name`, or at `module:Class`.
 
     Raises:
-        UsageError: if there is no such family; the sentence names all of them. Also if MuJoCo
+        UsageError: if there is no such family; the sentence says what there is. Also if MuJoCo
             cannot be imported because of what `MUJOCO_GL` is set to.
     """
     if ":" in name:
         return _own_family(name)
     if name not in FAMILIES:
-        raise _unknown("family", name, sorted(FAMILIES))
+        close, shown = instead_of(name)
+        raise _unknown("family", name, close, sorted(shown))
     module, _, attribute = FAMILIES[name].partition(":")
     try:
         family: type[Family] = getattr(import_module(module), attribute)
@@ -122,5 +139,6 @@ def make_family(name: str, **options: Any) -> Family:
     allowed = [f.name for f in fields(chosen) if f.init]
     for option in options:
         if option not in allowed:
-            raise _unknown(f"option of family {name}", option, allowed)
+            close = get_close_matches(option, allowed, n=1)
+            raise _unknown(f"option of family {name}", option, close, allowed)
     return chosen(**options)

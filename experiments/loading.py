@@ -13,11 +13,11 @@ import torch
 
 from metarl.checkpoint import load_checkpoint
 from metarl.configs import from_plain
-from metarl.envs.registry import FAMILIES, family_class
+from metarl.envs.registry import family_class
 from metarl.errors import UsageError
 from metarl.experiments.agents import AGENTS
 from metarl.experiments.fewshot import PREFIX
-from metarl.experiments.options import choose
+from metarl.experiments.options import choose, choose_family
 from metarl.oracle import TaskInObservation
 from metarl.policy import Agent
 from metarl.runs import RunConfig, RunFolder
@@ -103,7 +103,7 @@ def family_of(config: RunConfig, where: str) -> Family:
             f"{module} first, on the command line with metarl --import {module} COMMAND"
         )
     if not own:
-        choose(f"family in {where}", config.family, FAMILIES)
+        choose_family(config.family, f"family in {where}")
     options: Mapping[str, Any] = config.family_options
     return from_plain(family_class(config.family), options, f"{where}: family_options")
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
+from metarl.envs.registry import FAMILIES, instead_of
 from metarl.errors import UsageError
 
 OptionsT = TypeVar("OptionsT")
@@ -49,9 +50,23 @@ def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     if name in names:
         return name
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ";"
-    raise UsageError(f"unknown {kind} {name!r}{hint} choose from {', '.join(names)}")
+    raise _no_such(kind, name, difflib.get_close_matches(name, names, n=1), names)
+
+
+def choose_family(name: str, kind: str = "family") -> str:
+    """Return `name` if it is a family's, or `module:Class`, which may be the user's own.
+
+    Raises:
+        UsageError: otherwise, with the closest names and what there is.
+    """
+    if ":" in name or name in FAMILIES:
+        return name
+    raise _no_such(kind, name, *instead_of(name))
+
+
+def _no_such(kind: str, name: str, close: Sequence[str], shown: Iterable[str]) -> UsageError:
+    hint = f", did you mean {' or '.join(map(repr, close))}?" if close else ";"
+    return UsageError(f"unknown {kind} {name!r}{hint} choose from {', '.join(shown)}")
 
 
 def parse(options: type[OptionsT], args: Sequence[str], prog: str, default: Any = None) -> OptionsT:

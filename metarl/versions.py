@@ -6,7 +6,16 @@ import importlib.metadata
 import platform
 from functools import cache
 
-_PACKAGES = ("metarl", "torch", "numpy", "scipy", "gymnasium", "mujoco", "stable-baselines3")
+_PACKAGES = (
+    "metarl",
+    "torch",
+    "numpy",
+    "scipy",
+    "gymnasium",
+    "mujoco",
+    "metaworld",
+    "stable-baselines3",
+)
 
 
 @cache

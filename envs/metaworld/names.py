@@ -67,7 +67,19 @@ REWARD_VERSIONS: tuple[str, ...] = ("v2", "v1")
 """Meta-World's reward functions; v2 is the one of its second paper and the package's default."""
 
 
+PREFIX = "metaworld-"
+"""What the names of its families begin with."""
+
+
+def pattern_of(name: str) -> str:
+    """A family's name for a list: those of single skills share one, `metaworld-ml1-SKILL`."""
+    for kind in ("ml1", "mt1"):
+        if name.startswith(f"{PREFIX}{kind}-"):
+            return f"{PREFIX}{kind}-SKILL"
+    return name
+
+
 def family_names() -> tuple[str, ...]:
     """All families: `metaworld-ml1-SKILL`, `metaworld-mt1-SKILL` and the benchmarks of several."""
-    single = [f"metaworld-{kind}-{skill}" for kind in ("ml1", "mt1") for skill in SKILLS]
-    return (*single, *(f"metaworld-{name}" for name in SEVERAL))
+    single = [f"{PREFIX}{kind}-{skill}" for kind in ("ml1", "mt1") for skill in SKILLS]
+    return (*single, *(f"{PREFIX}{name}" for name in SEVERAL))

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from metarl.envs.registry import FAMILIES
+from metarl.envs.registry import FAMILIES, listed
 from metarl.errors import UsageError
 from metarl.experiments.fewshot import DATASETS
-from metarl.experiments.options import choose, parse, parse_parts
+from metarl.experiments.options import choose, choose_family, parse, parse_parts
 from metarl.experiments.printing import print_json, print_table
 
 USAGE = """usage: metarl bench rollout FAMILY [OPTIONS]
@@ -171,16 +171,17 @@ def main(args: list[str]) -> int:
         choose("benchmark", words[0], SUBJECTS)
     if len(words) < 2:
         if {"-h", "--help"} & set(args):
-            listed: dict[str, Iterable[str]]
-            listed = {"families": FAMILIES, "agents": UPDATED, "datasets": DATASETS}
-            print(USAGE.format(**{k: "\n".join(f"  {n}" for n in v) for k, v in listed.items()}))
+            named: dict[str, Iterable[str]]
+            named = {"families": listed(), "agents": UPDATED, "datasets": DATASETS}
+            print(USAGE.format(**{k: "\n".join(f"  {n}" for n in v) for k, v in named.items()}))
             return 0
         raise UsageError(
             "bench: name a benchmark and what to measure, as in: "
             "metarl bench rollout half-cheetah-vel, or: metarl bench update pearl, or: "
             "metarl bench fewshot sinusoid"
         )
-    name = choose(SUBJECTS[words[0]][0], words[1], SUBJECTS[words[0]][1])
+    kind, allowed = SUBJECTS[words[0]]
+    name = choose_family(words[1]) if kind == "family" else choose(kind, words[1], allowed)
     commands = {"rollout": _rollout, "update": _update, "fewshot": _fewshot}
     return commands[words[0]](name, args[2:])
 

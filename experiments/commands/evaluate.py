@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from metarl.errors import UsageError
-from metarl.experiments.options import choose, parse, parse_parts
+from metarl.experiments.options import choose_family, parse, parse_parts
 from metarl.experiments.printing import print_json, print_table
 
 if TYPE_CHECKING:
@@ -113,14 +113,14 @@ def main(args: list[str]) -> int:
 
 def _evaluate_archive(args: list[str]) -> int:
     """Evaluate a model that `model.save` of Stable-Baselines3 wrote."""
-    from metarl.envs.registry import FAMILIES, make_family
+    from metarl.envs.registry import listed, make_family
 
     path = Path(args[0])
     if len(args) < 2 or args[1].startswith("-"):
         raise UsageError(
-            f"evaluate {path}: name the family after the model, one of {', '.join(FAMILIES)}"
+            f"evaluate {path}: name the family after the model, one of {', '.join(listed())}"
         )
-    name = args[1] if ":" in args[1] else choose("family", args[1], FAMILIES)
+    name = choose_family(args[1])
     prog = f"metarl evaluate {path} {name}"
     summary = f"Evaluate a model of Stable-Baselines3 on tasks of {name}, episode by episode."
     defaults = {"options": ArchiveOptions(), "family": make_family(name)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+from metarl.envs.metaworld.names import SKILLS, pattern_of
 from metarl.envs.registry import FAMILIES, make_family
 from metarl.experiments.options import parse
 from metarl.experiments.printing import print_json, print_table
@@ -22,7 +24,13 @@ def main(args: list[str]) -> int:
     """Run `metarl families`."""
     options = parse(Options, args, "metarl families")
     rows = [describe(name) for name in FAMILIES]
-    print_table(rows)
+    # Meta-World's single skills look alike: the first stands for the others.
+    shown: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        shown.setdefault(pattern_of(row["family"]), row)
+    print_table([{**row, "family": pattern} for pattern, row in shown.items()])
+    skills = textwrap.fill(", ".join(SKILLS), 100, break_on_hyphens=False)
+    print(f"\nSKILL is one of Meta-World's\n{skills}")
     if options.json:
         print_json({"families": rows})
     return 0

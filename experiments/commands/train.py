@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarl.envs.registry import FAMILIES
+from metarl.envs.metaworld.names import SKILLS
+from metarl.envs.registry import listed
 from metarl.errors import UsageError
 from metarl.experiments.agents import AGENTS
-from metarl.experiments.options import choose, parse_parts
+from metarl.experiments.options import choose, choose_family, parse_parts
 from metarl.experiments.printing import print_json
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ AGENT is one of
 FAMILY is one of
 {families}
 or your own, as module:Class
+
+SKILL is one of Meta-World's
+{skills}
 
 metarl train AGENT FAMILY --help lists the options of the pair; metarl families says more."""
 
@@ -62,15 +67,15 @@ def main(args: list[str]) -> int:
         raise UsageError(f"train: name an agent, one of {', '.join(AGENTS)}, and a family")
     agent = choose("agent", names[0], AGENTS)
     if len(names) == 1:
-        raise UsageError(f"train {agent}: name a family, one of {', '.join(FAMILIES)}")
-    family = names[1] if ":" in names[1] else choose("family", names[1], FAMILIES)
-    return _train(agent, family, args[2:])
+        raise UsageError(f"train {agent}: name a family, one of {', '.join(listed())}")
+    return _train(agent, choose_family(names[1]), args[2:])
 
 
 def _usage() -> str:
     agents = "\n".join(f"  {name:<14}{entry.summary}" for name, entry in AGENTS.items())
-    families = "\n".join(f"  {name}" for name in FAMILIES)
-    return USAGE.format(agents=agents, families=families)
+    families = "\n".join(f"  {name}" for name in listed())
+    skills = textwrap.fill(", ".join(SKILLS), 80, break_on_hyphens=False)
+    return USAGE.format(agents=agents, families=families, skills=skills)
 
 
 def _train(agent: str, family: str, args: list[str]) -> int:
