@@ -131,6 +131,28 @@ def test_current_positions_are_those_of_the_new_state():
     assert torch.equal(lagging.field("xpos"), current.field("xpos"))
 
 
+def test_a_look_at_a_world_shows_the_forces_of_its_contacts():
+    physics, model = started(), gymnasium_model("half_cheetah.xml").compiled
+    gravity = physics.shared("opt.gravity").clone()
+    gravity[:, 2] *= torch.linspace(0.5, 1.0, WORLDS)
+    physics.randomise({"opt.gravity": gravity})
+    for ctrl in random_controls(30):
+        physics.step(ctrl, SUBSTEPS)
+    pressed = 0
+    for world in (2, 4, 2):
+        own, data = copy.copy(model), mujoco.MjData(model)
+        own.opt.gravity[:] = gravity[world].numpy()
+        mujoco.mj_setState(
+            own, data, physics._batch.state[world], mujoco.mjtState.mjSTATE_INTEGRATION
+        )
+        mujoco.mj_forward(own, data)
+        _, seen = physics.look(world)
+        assert (seen.contact.geom == data.contact.geom).all()
+        assert (seen.efc_force == data.efc_force).all()
+        pressed += int((data.efc_force > 0).sum())
+    assert pressed > 0
+
+
 def test_put_worlds_go_on_from_the_states_they_were_put_into():
     physics, controls = started(), random_controls(40)
     for ctrl in controls[:20]:

@@ -65,6 +65,7 @@ class CpuPhysics:
         self._derived: dict[str, Tensor] = {}
         self._randomised: dict[str, str] = {}
         self._reasons: dict[int, str] = {}
+        self._copy: tuple[mujoco.MjModel, mujoco.MjData] | None = None
         self._ctrl = self.field("ctrl")
 
     def field(self, name: str) -> Tensor:
@@ -173,9 +174,14 @@ class CpuPhysics:
 
     def look(self, world: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """See `Physics.look`."""
-        model, data = self._batch.get_model(world), self._batch.get_data(world)
-        mujoco.mj_forward(model, data)
-        return model, data
+        if self._copy is None:
+            self._copy = self._batch.get_model(world), self._batch.get_data(world)
+        else:
+            # Into the ones that are there: to make new ones takes a hundred times as long.
+            self._batch.get_model(world, self._copy[0])
+            self._batch.get_data(world, self._copy[1])
+        mujoco.mj_forward(*self._copy)
+        return self._copy
 
     def snapshot(self, world: int) -> Snapshot:
         """See `Physics.snapshot`."""

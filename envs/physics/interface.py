@@ -103,7 +103,8 @@ class Physics(Protocol):
     def look(self, world: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """A copy of one world's model and data after `mj_forward`: for what is no field.
 
-        Contacts and their forces, for example. It takes as long as a substep, for one world.
+        Contacts and their forces, for example. It is good until the next call, and takes a few
+        times as long as a substep of the world.
         """
         ...
 
