@@ -10,6 +10,7 @@ import torch
 
 from metarl.adaptation import AdaptationCurve, evaluate
 from metarl.errors import UsageError
+from metarl.experiments import metaworld
 from metarl.experiments.agents import AGENTS
 from metarl.experiments.loading import LoadedRun
 from metarl.policy import AdaptivePolicy, worlds_per_task
@@ -32,6 +33,8 @@ class Protocol:
     """draw actions instead of taking the most likely ones"""
     worlds_per_task: int = 0
     """worlds in which a task is tried at once; 0 takes the agent's own number, usually 1"""
+    name: str = ""
+    """of a published protocol that says all this itself; empty for none"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot be evaluated."""
@@ -58,24 +61,32 @@ def evaluate_run(
     Raises:
         UsageError: if the family has no such split, or the agent no such ablation.
     """
-    info = {
-        "agent": run.config.agent,
-        "family": run.config.family,
-        "trained_steps": run.step,
-        "trained_seed": run.config.training.get("seed"),
-        "ablation": ablation,
-    }
     run.family.check_split(protocol.split)
-    policy = _policy(run, protocol.stochastic, ablation)
+    policy = policy_of(run, protocol.stochastic, ablation)
     return evaluate_policy(
         policy,
         run.family,
         protocol,
-        info=info,
+        info={**origin(run), "ablation": ablation},
         own_worlds=worlds_per_task(run.agent),
         device=device,
         threads=threads,
     )
+
+
+def origin(run: LoadedRun) -> dict[str, Any]:
+    """What curves keep about the run that they are of.
+
+    Raises:
+        UsageError: if it was trained on another version of its benchmark than is installed.
+    """
+    return {
+        "agent": run.config.agent,
+        "family": run.config.family,
+        "trained_steps": run.step,
+        "trained_seed": run.config.training.get("seed"),
+        **metaworld.origin(run),
+    }
 
 
 def evaluate_policy(
@@ -131,9 +142,13 @@ def save_curve(run: LoadedRun, curve: AdaptationCurve) -> Path:
 def name_of(curve: AdaptationCurve) -> str:
     """A file name that tells how `curve` was measured."""
     info = curve.info
-    parts = [f"{info['split']}-{len(curve.tasks)}x{curve.episodes}-seed{info['seed']}"]
+    what = f"{info['split']}-{len(curve.tasks)}x{curve.episodes}"
+    if info.get("protocol"):
+        what = f"protocol-{info['protocol']}"
+    parts = [f"{what}-seed{info['seed']}"]
     parts += ["stochastic"] * info["stochastic"]
-    parts += [f"{info['worlds_asked']}-worlds"] * (info["worlds_asked"] > 0)
+    asked = info["worlds_asked"] > 0 and not info.get("protocol")
+    parts += [f"{info['worlds_asked']}-worlds"] * asked
     parts += [info["ablation"]] * (info["ablation"] != "none")
     return f"{'-'.join(parts)}.json"
 
@@ -159,7 +174,12 @@ def saved_curves(folder: Path) -> list[AdaptationCurve]:
     ]
 
 
-def _policy(run: LoadedRun, stochastic: bool, ablation: str) -> AdaptivePolicy:
+def policy_of(run: LoadedRun, stochastic: bool = False, ablation: str = "none") -> AdaptivePolicy:
+    """The policy of a run's agent, which takes the most likely actions unless `stochastic`.
+
+    Raises:
+        UsageError: if the agent has no such ablation.
+    """
     agent: Any = run.agent
     if ablation == "none":
         policy: AdaptivePolicy = agent.policy(deterministic=not stochastic)

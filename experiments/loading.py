@@ -125,13 +125,16 @@ def open_agent_folder(path: Path) -> RunFolder:
     return folder
 
 
-def open_run(path: Path | str, device: str = "cpu", episodes: int = 0) -> LoadedRun:
+def open_run(
+    path: Path | str, device: str = "cpu", episodes: int = 0, rollouts: int = 0
+) -> LoadedRun:
     """Rebuild the agent and the family of the run in `path`; nothing in it is executed.
 
     Args:
         path: a run folder, as `metarl train` makes it.
         device: where the agent shall live.
         episodes: of a trial, which some policies plan by; 0 takes those that it was trained with.
+        rollouts: episodes that such a policy takes a gradient step after; 0 takes those, too.
 
     Raises:
         UsageError: if it is no run folder, or none of its checkpoints is good or fits.
@@ -140,10 +143,11 @@ def open_run(path: Path | str, device: str = "cpu", episodes: int = 0) -> Loaded
     config, where = folder.config, f"{path}/config.yaml"
     choose(f"agent in {where}", config.agent, AGENTS)
     family = family_of(config, where)
-    if episodes and AGENTS[config.agent].plans:
-        family = replace(family, episodes=episodes)
     kind = AGENTS[config.agent].config_class()
     agent_config = from_plain(kind, config.agent_config, f"{where}: agent_config")
+    if AGENTS[config.agent].plans:
+        family = replace(family, episodes=episodes or family.episodes)
+        agent_config = replace(agent_config, rollouts=rollouts or agent_config.rollouts)
     family = as_seen_by(config.agent, family, agent_config)
     agent = build_agent(config.agent, agent_config, family, seed=0, device=check_device(device))
     checkpoint = load_checkpoint(folder.checkpoints, ["agent"])

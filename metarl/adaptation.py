@@ -127,6 +127,39 @@ def pool(curves: Sequence[AdaptationCurve]) -> Summary:
     return summarize(np.stack([np.asarray(curve.returns) for curve in curves]))
 
 
+def join(curves: Sequence[AdaptationCurve]) -> AdaptationCurve:
+    """The curve over the tasks of all `curves`: parts of one evaluation that ran in turn.
+
+    What it is from is said by the first; figures of the family alone are left out.
+    """
+    if any(curve.success is None for curve in curves):
+        success = None
+    else:
+        success = [row for curve in curves for row in curve.success or ()]
+    steps = min(len(curve.step_reward) for curve in curves)
+    means, highs = (
+        np.array([getattr(curve, name)[:steps] for curve in curves])
+        for name in ("step_reward", "step_high")
+    )
+    counts = np.array([[len(curve.tasks)] for curve in curves], dtype=np.float64)
+    total = float(counts.sum())
+    centre = (counts * means).sum(0) / total
+    # The squares of what tasks are off their mean: within the parts, and of the parts' means.
+    within = np.square((highs - means) / 1.96) * counts * (counts - 1.0)
+    squares = (within + counts * np.square(means - centre)).sum(0)
+    half = 1.96 * np.sqrt(squares / max(total - 1.0, 1.0) / total)
+    return AdaptationCurve(
+        returns=[row for curve in curves for row in curve.returns],
+        lengths=[row for curve in curves for row in curve.lengths],
+        success=success,
+        tasks=[row for curve in curves for row in curve.tasks],
+        step_reward=centre.tolist(),
+        step_low=(centre - half).tolist(),
+        step_high=(centre + half).tolist(),
+        info={name: value for name, value in curves[0].info.items() if name != "figures"},
+    )
+
+
 def evaluate(
     policy: AdaptivePolicy,
     env: VectorEnv,

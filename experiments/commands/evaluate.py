@@ -45,7 +45,7 @@ class Measuring:
     json: bool = False
     """print one JSON object as the last line"""
 
-    def protocol(self) -> Protocol:
+    def how(self) -> Protocol:
         """The same as the evaluation takes it."""
         from metarl.experiments.evaluation import Protocol
 
@@ -71,6 +71,9 @@ class Options(Measuring):
     """folder of the run"""
     ablations: bool = False
     """evaluate once more for each part of the memory that can be taken away"""
+    protocol: Literal["none", "metaworld"] = "none"
+    """metaworld: its reference protocol, 10 episodes to adapt and 3 that count in each of 40 goals
+    of every test skill"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +91,13 @@ def main(args: list[str]) -> int:
     if args and Path(args[0]).suffix == ".zip":
         return _evaluate_archive(args)
     options = parse(Options, args, "metarl evaluate")
+    if options.protocol != "none":
+        return _follow_protocol(options, args)
     from metarl.experiments.evaluation import ablations_of, evaluate_run, save_curve
     from metarl.experiments.loading import open_run, use_threads
 
     threads = use_threads(options.threads)
-    protocol = options.protocol()
+    protocol = options.how()
     run = open_run(options.run, options.device, protocol.episodes)
     agent, family = run.config.agent, run.config.family
     names = ["none", *(ablations_of(run) if options.ablations else ())]
@@ -108,6 +113,48 @@ def main(args: list[str]) -> int:
         ablations = {label: _figures(curve) for label, curve in list(curves.items())[1:]}
         more = {"ablations": ablations, **_context(options, reference), "run": str(options.run)}
         print_json({**_figures(curves[agent]), **more})
+    return 0
+
+
+def _follow_protocol(options: Options, args: list[str]) -> int:
+    """Evaluate a run by a published protocol.
+
+    Raises:
+        UsageError: for options that say what the protocol says itself.
+    """
+    given = {word.partition("=")[0].replace("_", "-") for word in args}
+    for flag in ("--tasks", "--episodes", "--split", "--worlds-per-task", "--ablations"):
+        if flag in given:
+            raise UsageError(
+                f"evaluate: --protocol {options.protocol} decides itself on tasks, episodes and "
+                f"worlds: leave out {flag}, or the protocol"
+            )
+    from metarl.experiments import protocol
+    from metarl.experiments.figures import Series, save
+    from metarl.experiments.loading import use_threads
+    from metarl.experiments.metaworld import conditions
+    from metarl.experiments.protocol_figures import protocol_figure
+
+    curve = protocol.measure(
+        options.run,
+        seed=options.seed,
+        stochastic=options.stochastic,
+        device=options.device,
+        threads=use_threads(options.threads),
+    )
+    file = protocol.save(options.run, curve)
+    result, agent, family = protocol.result_of([curve]), curve.info["agent"], curve.info["family"]
+    print(f"{agent} on {family}: {protocol.ABOUT}")
+    print_table(protocol.rows_of(result))
+    print_table(
+        [{"episode": k + 1, **one.plain("success")} for k, one in enumerate(result.episodes)]
+    )
+    print(conditions(curve.info))
+    title = f"{agent} on {family}, Meta-World's protocol"
+    save(protocol_figure([Series(agent, [curve])], title), file.with_suffix(".png"))
+    print(f"saved {file} and {file.with_suffix('.png')}")
+    if options.json:
+        print_json({**protocol.plain(curve), "run": str(options.run)})
     return 0
 
 
@@ -140,7 +187,7 @@ def _evaluate_archive(args: list[str]) -> int:
     )
     about = {"agent": path.stem, "family": name, "trained_steps": archive.steps, "ablation": "none"}
     curve = evaluate_policy(
-        policy, family, options.protocol(), info=about, device=device, threads=threads
+        policy, family, options.how(), info=about, device=device, threads=threads
     )
     file = write_curve(path.with_name(f"{path.stem}-{name}-{name_of(curve)}"), curve)
     reference = _reference(family, curve)
@@ -167,12 +214,15 @@ def _show(
 ) -> None:
     """Print the curves, and draw them beside the `file` that holds the first."""
     from metarl.experiments.figures import Series, adaptation_figure, save
+    from metarl.experiments.metaworld import KEY, conditions
 
     for label, curve in curves.items():
         print(f"{label} on {options.tasks} {options.split} tasks of {family}")
         print_table(_rows(curve, reference))
         for name, value in curve.figures.items():
             print(f"{name} {value:.3f}")
+        if KEY in curve.info:
+            print(conditions(curve.info))
     title = f"{agent} on {options.tasks} {options.split} tasks of {family}"
     figure = file.with_suffix(".png")
     series = [Series(label, [curve]) for label, curve in curves.items()]
