@@ -17,6 +17,7 @@ from torch import Tensor
 
 from metarl.envs.metaworld import package
 from metarl.envs.metaworld.names import SEVERAL, SKILLS
+from metarl.envs.metaworld.python_worlds import PackageWorlds
 from metarl.envs.metaworld.skills import skills
 from metarl.envs.metaworld.starts import FRAME, Sawyer, Start, sawyer
 from metarl.envs.metaworld.worlds import HAND_HIGH, HAND_LOW, SawyerWorlds
@@ -203,7 +204,12 @@ class MetaWorld(Family):
         seed: int = 0,
         threads: int = 1,
     ) -> VectorEnv:
-        """Build `num_worlds` arms, simulated on the CPU by `threads` threads."""
+        """Build `num_worlds` arms, simulated on the CPU by `threads` threads.
+
+        With backend python one thread steps one world after the other.
+        """
+        if self.backend == "python":
+            return PackageWorlds(self, num_worlds, device=device, seed=seed)
         return SawyerWorlds(self, num_worlds, device=device, seed=seed, threads=threads)
 
     def describe(self, tasks: TaskBatch, index: int) -> str:

@@ -1,22 +1,27 @@
-"""`metarl study sim2real RUN [RUN ...]`: ready studies of trained policies."""
+"""`metarl study NAME`: ready studies, of trained policies (sim2real) and of worlds (metaworld)."""
 
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tqdm import tqdm
 
 from metarl.errors import UsageError
 from metarl.experiments.options import choose, parse
 from metarl.experiments.printing import print_json, print_table
 
-STUDIES = {"sim2real": "what policies would do on a robot unlike their simulator"}
+STUDIES = {
+    "sim2real": "RUN [RUN ...]: what policies would do on a robot unlike their simulator",
+    "metaworld": "whether Meta-World's batched worlds do what its own environments do",
+}
 """The studies there are."""
 
-USAGE = """usage: metarl study NAME RUN [RUN ...] [OPTIONS]
+USAGE = """usage: metarl study NAME [RUN ...] [OPTIONS]
 
 NAME is one of
 {names}
@@ -56,6 +61,26 @@ class Options:
     """print one JSON object as the last line"""
 
 
+@dataclass(frozen=True)
+class MetaWorldOptions:
+    """Compare Meta-World's batched worlds with the package's own environments, skill by skill.
+
+    Both are given the same random actions, and the same actions of the package's scripted policies.
+    All skills take a few minutes.
+    """
+
+    skills: tuple[str, ...] = ()
+    """which skills; empty takes all 50"""
+    goals: int = 5
+    """goals of each skill"""
+    steps: int = 500
+    """steps from each goal, under each kind of actions; an episode has 500"""
+    seed: int = 0
+    """decides on goals and random actions"""
+    json: bool = False
+    """print one JSON object as the last line"""
+
+
 def main(args: list[str]) -> int:
     """Run `metarl study`."""
     if args and args[0] in ("-h", "--help"):
@@ -63,9 +88,9 @@ def main(args: list[str]) -> int:
         print(USAGE.format(names=names))
         return 0
     if not args or args[0].startswith("-"):
-        raise UsageError(f"study: name a study, one of {', '.join(STUDIES)}, and run folders")
-    choose("study", args[0], STUDIES)
-    return _sim2real(args[1:])
+        raise UsageError(f"study: name a study, one of {', '.join(STUDIES)}")
+    studies = {"sim2real": _sim2real, "metaworld": _metaworld}
+    return studies[choose("study", args[0], STUDIES)](args[1:])
 
 
 def _sim2real(args: list[str]) -> int:
@@ -102,6 +127,32 @@ def _sim2real(args: list[str]) -> int:
     if options.json:
         paths = {"out": str(files.page), "figures": str(files.figures)}
         print_json({**found, **paths, "failures_file": str(files.failures)})
+    return 0
+
+
+def _metaworld(args: list[str]) -> int:
+    """Compare skill by skill, and print what came out."""
+    options = parse(MetaWorldOptions, args, "metarl study metaworld")
+    for name, value in (("goals", options.goals), ("steps", options.steps)):
+        if value < 1:
+            raise UsageError(f"study metaworld: --{name} must be at least 1, got {value}")
+    from metarl.experiments import metaworld_study as study
+
+    skills = study.chosen_skills(options.skills)
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    found = {}
+    with tqdm(total=2 * len(skills) * options.steps, unit="step", mininterval=interval) as bar:
+        for skill in skills:
+            bar.set_description(skill, refresh=False)
+            found[skill] = study.study_skill(
+                skill, options.goals, options.steps, options.seed, bar.update
+            )
+    result = study.figures(found)
+    print_table(study.rows(result))
+    print(study.headline(result))
+    if options.json:
+        settings = {"goals": options.goals, "steps": options.steps, "seed": options.seed}
+        print_json({**result, **settings})
     return 0
 
 
