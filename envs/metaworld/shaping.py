@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 TINY = 1e-300
 """stands for 0 where something is divided by it"""
+PADS_WITHIN = 0.05
+"""distance of a pad from the middle of an object that counts as near in `pinching`, m"""
 _GAUSSIAN = -0.5 * (-2.0 * math.log(0.1))
 
 
@@ -81,6 +83,12 @@ def from_above(hand: Tensor, at: Tensor, within: float) -> Tensor:
     return torch.where(below <= 0.0, 1.0, tolerance(below, 0.01, 0.5 * floor))
 
 
+def _level(s: Scene, at: Tensor, within: float, start: Tensor) -> Tensor:
+    """How near the gripper's centre is in the x-z plane, for an object that was at `start`."""
+    margin = distance(start[:, ::2], s.tcp_start[:, ::2]) - within
+    return tolerance(distance(s.tcp[:, ::2], at[:, ::2]), within, margin)
+
+
 def caging(
     s: Scene,
     at: Tensor,
@@ -113,9 +121,7 @@ def caging(
     away = (pads - at[:, 1:2]).abs()
     margin = ((pads - start[:, 1:2]).abs() - pads_within).abs()
     sides = tolerance(away, pads_within, margin, radius)
-    xz_margin = distance(start[:, ::2], s.tcp_start[:, ::2]) - xz_within
-    near = tolerance(distance(s.tcp[:, ::2], at[:, ::2]), xz_within, xz_margin)
-    caged = both(both(sides[:, 0], sides[:, 1]), near)
+    caged = both(both(sides[:, 0], sides[:, 1]), _level(s, at, xz_within, start))
     held = both(caged, torch.where(caged > 0.97, closing(s.action, effort), 0.0))
     if density == "high":
         return 0.5 * (held + caged)
@@ -123,3 +129,35 @@ def caging(
         reach_margin = (distance(start, s.tcp_start) - reach_within).abs()
         return 0.5 * (held + tolerance(distance(at, s.tcp), reach_within, reach_margin))
     return held
+
+
+def pinching(
+    s: Scene, *, radius: float, xz_within: float, slack: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """How well the first object is between the pads, and how tightly they enclose it; each `[C]`.
+
+    What some skills of the package have instead of `caging`. The margins are those of the pads as
+    they are: what the package calls their initial positions are views of the present ones.
+
+    Args:
+        s: the scene.
+        radius: of the object, m.
+        xz_within: distance of the gripper's centre in the x-z plane that counts as near, m.
+        slack: distance of a pad from the object's surface that counts as tight, m; None where
+            nobody asks, and then nothing is tight.
+    """
+    left, right, y = s.left_pad[:, 1], s.right_pad[:, 1], s.obj[:, 1]
+    away = torch.stack([left - y, y - right], -1)
+    margin = (away.abs() - PADS_WITHIN).abs()
+    sides = tolerance(away, PADS_WITHIN, margin, radius)
+    caged = both(both(sides[:, 0], sides[:, 1]), _level(s, s.obj, xz_within, s.obj_start))
+    if slack is None:
+        return caged, torch.zeros_like(caged)
+    tight = tolerance(away, radius + slack, margin, radius)
+    return caged, both(tight[:, 0], tight[:, 1])
+
+
+def squeezing(s: Scene, *, radius: float, xz_within: float, slack: float) -> Tensor:
+    """How well the first object is held, by `pinching`: half for being between the pads."""
+    caged, tight = pinching(s, radius=radius, xz_within=xz_within, slack=slack)
+    return 0.5 * (caged + torch.where(caged > 0.95, tight, 0.0))

@@ -83,12 +83,14 @@ class Sawyer:
         spec = mujoco.mjtState.mjSTATE_INTEGRATION
         state = np.empty(mujoco.mj_stateSize(env.model, spec))
         mujoco.mj_getState(env.model, env.data, state, spec)
-        return Start(
-            torch.from_numpy(state),
-            {name: _tensor(getattr(env.model, name)) for name in MODEL_FIELDS},
-            {name: _tensor(getattr(env, name)) for name in self._constants},
-            _tensor(observation),
-        )
+        fields = {name: _tensor(getattr(env.model, name)) for name in MODEL_FIELDS}
+        known = [name for name in self._constants if getattr(env, name) is not None]
+        constants = {name: _tensor(getattr(env, name)) for name in known}
+        if len(known) < len(self._constants):
+            # Noted at the first step, of what falls into place whatever the arm does.
+            env.step(np.zeros(4, dtype=np.float32))
+        constants |= {n: _tensor(getattr(env, n)) for n in self._constants if n not in constants}
+        return Start(torch.from_numpy(state), fields, constants, _tensor(observation))
 
 
 def _tensor(value: Any) -> Tensor:

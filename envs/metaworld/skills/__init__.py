@@ -13,6 +13,7 @@ from metarl.envs.metaworld.scene import Skill
 
 MODULES = (
     "reaching",
+    "pushing",
     "picking",
     "doors",
     "drawers",

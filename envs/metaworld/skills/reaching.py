@@ -23,4 +23,7 @@ def reach(s: Scene) -> Outcome:
     return 10.0 * tolerance(away, RADIUS, margin), away <= RADIUS
 
 
-SKILLS = (Skill("reach", see_puck, reach),)
+SKILLS = (
+    Skill("reach", see_puck, reach),
+    Skill("reach-wall", see_puck, reach),
+)
