@@ -15,14 +15,16 @@ import torch
 from mujoco.batch import Batch
 from torch import Tensor
 
+from metarl.envs.metaworld.families import MetaWorld
 from metarl.envs.physics import PhysicsWorlds
 from metarl.envs.robot import RobotWorlds
 from metarl.errors import UsageError
+from metarl.experiments.bench_metaworld import envpool_task, gymnasium_worlds, package_worlds
 from metarl.experiments.timing import Side, check_windows, measure, median_ratio, torch_threads
 from metarl.tasks import Family
 from metarl.vector import VectorEnv
 
-Peer = Literal["none", "bare", "gymnasium", "envpool", "shared-model"]
+Peer = Literal["none", "bare", "gymnasium", "envpool", "shared-model", "metaworld"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
 
 ACTION_BATCHES = 32
@@ -52,7 +54,8 @@ def bench_rollout(
         device: where observations and rewards go.
         peer: `bare` is MuJoCo's batch alone, without observation, reward or reset, from the same
             states; `gymnasium` the faster of its sync and async vector modes; `shared-model` our
-            own worlds without randomised models (implies `randomize`).
+            own worlds without randomised models (implies `randomize`); `metaworld` the package's
+            own environments, one after the other.
         randomize: give every world its own masses, inertias, damping and friction.
         windows: timed windows per side.
         seconds: length of a window.
@@ -108,7 +111,8 @@ def _check(
             raise UsageError(f"bench rollout: --{name} must be at least 1, got {value}")
     if peer not in PEERS:
         raise UsageError(f"bench rollout: unknown peer {peer!r}; choose from {', '.join(PEERS)}")
-    if peer in ("gymnasium", "envpool") and not hasattr(family, "gymnasium_id"):
+    known = isinstance(family, MetaWorld) or hasattr(family, "gymnasium_id")
+    if peer in ("gymnasium", "envpool") and not known:
         raise UsageError(f"bench rollout: {peer} has no {family.name}; choose --peer none")
 
 
@@ -122,7 +126,9 @@ def _started(family: Family, num_worlds: int, threads: int, device: torch.device
 
 def _physics_worlds(env: VectorEnv, option: str) -> PhysicsWorlds:
     if not isinstance(env, PhysicsWorlds):
-        raise UsageError(f"bench rollout: {option} needs physics, {env.family.name} has none")
+        raise UsageError(
+            f"bench rollout: {option} needs physics of one model, {env.family.name} has none"
+        )
     return env
 
 
@@ -194,19 +200,26 @@ def _options(family: Family, peer: Peer) -> dict[str, Any]:
     return dict(getattr(family, f"{peer}_options", {}))
 
 
+def _make_vec(family: Family, num_worlds: int, mode: str) -> gym.vector.VectorEnv[Any, Any, Any]:
+    """Gymnasium's own worlds of the robot, just reset."""
+    worlds = gym.make_vec(
+        _gymnasium_id(family),
+        num_worlds,
+        vectorization_mode=mode,
+        max_episode_steps=family.horizon,
+        **_options(family, "gymnasium"),
+    )
+    worlds.reset(seed=0)
+    return worlds
+
+
 def _gymnasium(ours: Side, env: VectorEnv, threads: int) -> Side:
     """The faster of gymnasium's vector modes; each is timed briefly to find out."""
     actions = [a.cpu().numpy() for a in ours.actions]
     sides = []
     for mode in ("sync", "async"):
-        worlds = gym.make_vec(
-            _gymnasium_id(env.family),
-            env.num_envs,
-            vectorization_mode=mode,
-            max_episode_steps=env.horizon,
-            **_options(env.family, "gymnasium"),
-        )
-        worlds.reset(seed=0)
+        made = gymnasium_worlds if isinstance(env.family, MetaWorld) else _make_vec
+        worlds = made(env.family, env.num_envs, mode)  # type: ignore[arg-type]
         sides.append(Side(worlds.step, actions, close=worlds.close, name=f"gymnasium {mode}"))
         measure(sides[-1:], windows=3, seconds=0.3)
     slow, fast = sorted(sides, key=lambda side: median(side.rates))
@@ -224,17 +237,36 @@ def _envpool(ours: Side, env: VectorEnv, threads: int) -> Side:
             "bench rollout: envpool is not installed; install it with: pip install 'metarl[bench]' "
             f"({error})"
         ) from None
+    family = env.family
+    if isinstance(family, MetaWorld):
+        name, options = envpool_task(family)
+    else:
+        name, options = _gymnasium_id(family), _options(family, "envpool")
     worlds = envpool.make(
-        _gymnasium_id(env.family),
+        name,
         env_type="gymnasium",
         num_envs=env.num_envs,
         num_threads=threads,
         max_episode_steps=env.horizon,
-        **_options(env.family, "envpool"),
+        **options,
     )
     worlds.reset()
-    actions = [a.cpu().double().numpy() for a in ours.actions]
+    actions = [a.cpu().numpy().astype(worlds.action_space.dtype) for a in ours.actions]
     return Side(worlds.step, actions, close=worlds.close)
+
+
+def _metaworld(ours: Side, env: VectorEnv, threads: int) -> Side:
+    """The package's own environments in one process, at the same tasks; threads do not help it."""
+    family = env.family
+    if not isinstance(family, MetaWorld):
+        raise UsageError(
+            f"bench rollout: {family.name} is no family of Meta-World; choose --peer none"
+        )
+    assert env.tasks is not None
+    worlds = package_worlds(family, env.num_envs)
+    worlds.set_tasks(env.tasks)
+    worlds.reset()
+    return Side(worlds.step, [a.cpu() for a in ours.actions], close=worlds.close)
 
 
 _PEERS: dict[str, Callable[[Side, VectorEnv, int], Side]] = {
@@ -242,4 +274,5 @@ _PEERS: dict[str, Callable[[Side, VectorEnv, int], Side]] = {
     "gymnasium": _gymnasium,
     "envpool": _envpool,
     "shared-model": _shared_model,
+    "metaworld": _metaworld,
 }

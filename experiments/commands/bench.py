@@ -45,7 +45,7 @@ class Options:
     """threads of the physics, on both sides; 0 is one for each processor"""
     device: str = "cpu"
     """cpu, cuda or cuda:N"""
-    peer: Literal["none", "bare", "gymnasium", "envpool", "shared-model"] = "none"
+    peer: Literal["none", "bare", "gymnasium", "envpool", "shared-model", "metaworld"] = "none"
     """what to compare with, in the same run"""
     randomize: bool = False
     """give every world its own masses, inertias, damping and friction"""
