@@ -33,65 +33,60 @@ _PATIENCE = 60.0
 """for a library that does not answer, s"""
 
 
-class RobotScene(Scene):
-    """A robot at its `qpos`, seen by a camera that stays with it."""
+class Stage:
+    """A model that is only looked at, and what renders it in any pose."""
 
-    frames_per_second = 20
-    most_pixels = 400_000  # without a graphics card every one takes its time
-
-    def __init__(self, family: Family, tasks: TaskBatch, model: mujoco.MjModel) -> None:
-        """Open an off-screen renderer.
+    def __init__(self, model: mujoco.MjModel, context: Any = None) -> None:
+        """Open an off-screen renderer for a copy of `model`; stages may share an OpenGL context.
 
         Raises:
             UsageError: if this machine has no OpenGL that works without a screen.
         """
-        super().__init__(family, tasks)
-        # The simulation goes on with its own model; this one is only looked at.
+        # The simulation goes on with its own model.
         self.model = model = copy.copy(model)
         self.data = mujoco.MjData(model)
         # Without a graphics card smooth edges come cheaper from a larger picture, and shadows
         # would take most of the time.
         model.vis.quality.offsamples = 0
-        self.context, self.renderer = open_renderer(model)
+        self.context, self.renderer = open_renderer(model, context)
         mujoco.mjr_resizeOffscreen(SHARP * SIDE, SHARP * SIDE, self.renderer)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.renderer)
         self.scene = mujoco.MjvScene(model, maxgeom=model.ngeom + 2000)
         self.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         mujoco.mj_forward(model, self.data)
-        self.view = View(model, self.data)
-        self.markers = [self._marker(world) for world in range(len(tasks))]
 
-    def _marker(self, world: int) -> NDArray[np.float64] | None:
-        """Where a task's goal is, `[3]`, if the family knows such a place."""
-        ask = getattr(self.family, "marker", None)
-        place = None if ask is None else ask(self.batch, world)
-        return None if place is None else np.asarray(place, dtype=np.float64)
-
-    def draw(self, world: int, moment: Moment) -> Image.Image:
-        """Render the robot, and the goal where there is one."""
-        self.data.qpos[:] = moment.state
+    def pose(self, qpos: NDArray[np.float64]) -> None:
+        """Bring the model into a pose `[nq]`."""
+        self.data.qpos[:] = qpos
         mujoco.mj_forward(self.model, self.data)
-        marker = self.markers[world]
+
+    def picture(
+        self,
+        camera: mujoco.MjvCamera,
+        side: int,
+        marker: NDArray[np.float64] | None = None,
+        radius: float = 0.0,
+    ) -> Image.Image:
+        """What a camera sees, `side` pixels square, with a sphere of `radius` m at the marker."""
         mujoco.mjv_updateScene(
             self.model,
             self.data,
             mujoco.MjvOption(),
             None,
-            self.view.camera(self.data, marker),
+            camera,
             mujoco.mjtCatBit.mjCAT_ALL,
             self.scene,
         )
         if marker is not None:
-            self._add_sphere(marker)
-        side = SHARP * self.side
+            self._add_sphere(marker, radius)
+        side = SHARP * side
         viewport = mujoco.MjrRect(0, 0, side, side)
         pixels = np.empty((side, side, 3), dtype=np.uint8)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.renderer)
         mujoco.mjr_render(viewport, self.scene, self.renderer)
         mujoco.mjr_readPixels(pixels, None, viewport, self.renderer)
         return Image.fromarray(np.flipud(pixels)).reduce(SHARP)
 
-    def _add_sphere(self, place: NDArray[np.float64]) -> None:
-        radius = 0.12 * self.view.radius
+    def _add_sphere(self, place: NDArray[np.float64], radius: float) -> None:
         mujoco.mjv_initGeom(
             self.scene.geoms[self.scene.ngeom],
             mujoco.mjtGeom.mjGEOM_SPHERE,
@@ -101,6 +96,46 @@ class RobotScene(Scene):
             np.array(MARKER, dtype=np.float32),
         )
         self.scene.ngeom += 1
+
+
+class SimulatedScene(Scene):
+    """What has states of MuJoCo and perhaps goals in space."""
+
+    frames_per_second = 20
+    most_pixels = 400_000  # without a graphics card every one takes its time
+
+    def __init__(self, family: Family, tasks: TaskBatch) -> None:
+        """Ask the family where the goals are."""
+        super().__init__(family, tasks)
+        self.markers = [self._marker(world) for world in range(len(tasks))]
+
+    def _marker(self, world: int) -> NDArray[np.float64] | None:
+        """Where a task's goal is, `[3]`, if the family knows such a place."""
+        ask = getattr(self.family, "marker", None)
+        place = None if ask is None else ask(self.batch, world)
+        return None if place is None else np.asarray(place, dtype=np.float64)
+
+
+class RobotScene(SimulatedScene):
+    """A robot at its `qpos`, seen by a camera that stays with it."""
+
+    def __init__(self, family: Family, tasks: TaskBatch, model: mujoco.MjModel) -> None:
+        """Open an off-screen renderer.
+
+        Raises:
+            UsageError: if this machine has no OpenGL that works without a screen.
+        """
+        super().__init__(family, tasks)
+        self.stage = Stage(model)
+        self.model = self.stage.model
+        self.view = View(self.model, self.stage.data)
+
+    def draw(self, world: int, moment: Moment) -> Image.Image:
+        """Render the robot, and the goal where there is one."""
+        self.stage.pose(moment.state)
+        marker = self.markers[world]
+        camera = self.view.camera(self.stage.data, marker)
+        return self.stage.picture(camera, self.side, marker, 0.12 * self.view.radius)
 
 
 class View:
@@ -159,14 +194,18 @@ class View:
         return camera
 
 
-def open_renderer(model: mujoco.MjModel) -> tuple[Any, Any]:
+def open_renderer(model: mujoco.MjModel, context: Any = None) -> tuple[Any, Any]:
     """An OpenGL context that needs no screen, made current, and MuJoCo's renderer in it.
 
-    It is made by the library that `MUJOCO_GL` names, or by the first that works here.
+    Unless one is given, it is made by the library that `MUJOCO_GL` names, or by the first that
+    works here.
 
     Raises:
         UsageError: if none does; the sentence says what to install.
     """
+    if context is not None:
+        context.make_current()
+        return context, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
     wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
     usual = ("cgl",) if sys.platform == "darwin" else ("egl", "osmesa")
     problems = []

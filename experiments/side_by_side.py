@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from metarl.errors import UsageError
-from metarl.experiments.scenes import AGENT, GROUND, INK, PAPER, SOFT, Scene, font
+from metarl.experiments.scenes import AGENT, GOAL, GROUND, INK, PAPER, SOFT, Scene, font
 from metarl.experiments.video import GAP, Frame, Panel, Recording, frames
 
 MOST_FRAMES = 150
@@ -154,6 +154,9 @@ class EpisodePanel:
         words = f"episode {self.episode + 1} of {self.trial.episodes}"
         pen.text((0, 4), words, AGENT, font(13, bold=True))
         pen.text((self.side, 5), f"step {past - self.begin}", INK, font(12), anchor="ra")
+        if (self.trial.success[self.begin : past] > 0).any():  # NaN where it is not defined
+            pen.rectangle((0, HEAD, 56, HEAD + 19), fill=GOAL)
+            pen.text((28, HEAD + 10), "solved", PAPER, font(13, bold=True), anchor="mm")
         self._strip(pen, past)
         return panel
 

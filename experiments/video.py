@@ -5,7 +5,7 @@ Trials whose episodes run side by side are in `metarl.experiments.side_by_side`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,8 @@ class Recording:
     rollout: Rollout
     """`[T, N, W, ...]`; the first world of each task is shown"""
     states: NDArray[np.float64]
-    """`[T, N, nq]`: `qpos` of simulated robots before each step; nq is 0 for others"""
+    """`[T, N, nq]`: `qpos` of simulated robots before each step; nq is 0 for others. Where robots
+    differ, shorter ones end with zeros."""
     tasks: TaskBatch
     """N tasks"""
     episodes: int
@@ -58,17 +59,17 @@ class Recording:
 class _Watching:
     """A policy that notes the simulators' state before each of its actions."""
 
-    def __init__(self, policy: AdaptivePolicy, env: VectorEnv) -> None:
+    def __init__(self, policy: AdaptivePolicy, worlds: VectorEnv) -> None:
         self.policy, self.states = policy, list[Tensor]()
-        physics = getattr(getattr(env, "inner", env), "physics", None)
-        self.qpos = torch.zeros(env.num_envs, 0) if physics is None else physics.field("qpos")
-        self.model = None if physics is None else physics.model.compiled
+        self.positions: Callable[[], Tensor] = getattr(
+            worlds, "positions", lambda: torch.zeros(worlds.num_envs, 0)
+        )
 
     def begin(self, num_tasks: int, worlds_per_task: int) -> None:
         self.policy.begin(num_tasks, worlds_per_task)
 
     def act(self, obs: Tensor) -> Tensor:
-        self.states.append(self.qpos.detach().double().cpu().clone())
+        self.states.append(self.positions().detach().double().cpu().clone())
         return self.policy.act(obs)
 
     def observe(self, step: Step) -> None:
@@ -91,8 +92,9 @@ def record(run: LoadedRun, tasks: int, split: Split, seed: int) -> tuple[Recordi
     env = family.make_worlds(tasks * worlds, seed=seed)
     try:
         env.set_tasks(batch)
-        policy = _Watching(run.agent.policy(), env)
-        scene = _scene(run, batch, policy)
+        worlds_inside = getattr(env, "inner", env)
+        policy = _Watching(run.agent.policy(), worlds_inside)
+        scene = _scene(run, batch, worlds_inside)
         env.reset(seed=seed)
         rollout = run_trials(policy, env, family.episodes)
     finally:
@@ -101,15 +103,23 @@ def record(run: LoadedRun, tasks: int, split: Split, seed: int) -> tuple[Recordi
     return Recording(rollout, states.numpy(), batch, family.episodes), scene
 
 
-def _scene(run: LoadedRun, tasks: TaskBatch, policy: _Watching) -> Scene:
-    if policy.model is not None:
+def _scene(run: LoadedRun, tasks: TaskBatch, worlds: VectorEnv) -> Scene:
+    # An oracle's family is the one that it sees the tasks of, which knows how to describe them.
+    family = getattr(run.family, "family", run.family)
+    if hasattr(worlds, "physics"):
         from metarl.experiments.robots import RobotScene
 
-        return RobotScene(run.family, tasks, policy.model)
+        return RobotScene(family, tasks, worlds.physics.model.compiled)
+    if hasattr(worlds, "positions"):
+        from metarl.experiments.arms import ArmScene
+
+        return ArmScene(family, tasks)
     name = run.config.family
+    if getattr(family, "backend", "batch") != "batch":
+        raise UsageError(f"no pictures of {name} with backend {family.backend}; there are of batch")
     if name not in SCENES:
         raise UsageError(f"no pictures of {name}; there are some of {', '.join(SCENES)}")
-    return SCENES[name](run.family, tasks)
+    return SCENES[name](family, tasks)
 
 
 def frames(recording: Recording, scene: Scene, title: str) -> Iterator[Frame]:
@@ -137,9 +147,15 @@ class Panel:
         rollout = recording.rollout
         steps = int(rollout.active[:, world, 0].sum())
         self.scene, self.world, self.episodes = scene, world, recording.episodes
-        self.reward, self.episode, self.elapsed, self.done = (
+        self.reward, self.episode, self.elapsed, self.done, self.success = (
             x[:steps, world, 0].cpu().numpy()
-            for x in (rollout.reward, rollout.episode, rollout.elapsed, rollout.done)
+            for x in (
+                rollout.reward,
+                rollout.episode,
+                rollout.elapsed,
+                rollout.done,
+                rollout.success,
+            )
         )
         self.obs, self.final, self.action = (
             x[:steps, world, 0].cpu().numpy()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from metarl.envs.metaworld.scene import Scene, Skill
 from metarl.envs.metaworld.skills import skills
@@ -100,6 +101,12 @@ class SawyerWorlds(VectorEnv):
     def dump_unstable_to(self, folder: Path) -> None:
         """Write a dump of every unstable world into `folder`, which is made when needed."""
         self._dumps.folder = folder
+
+    def positions(self) -> Tensor:
+        """MuJoCo's `qpos` of all worlds `[W, nq]`; those of smaller models end with zeros."""
+        own = [group.physics.field("qpos") for group in self._groups]
+        widest = max(qpos.shape[1] for qpos in own)
+        return self._unsorted(torch.cat([pad(x, (0, widest - x.shape[1])) for x in own]))
 
     # --- tasks ------------------------------------------------------------------------------
 

@@ -112,6 +112,10 @@ class PhysicsWorlds(VectorEnv):
         """Write a dump of every unstable world into `folder`, which is made when needed."""
         self._dumps.folder = folder
 
+    def positions(self) -> Tensor:
+        """MuJoCo's `qpos` of all worlds `[W, nq]`, live."""
+        return self.physics.field("qpos")
+
     def _world_state(self) -> dict[str, Tensor]:
         return self.physics.state_dict()
 
