@@ -114,7 +114,7 @@ class RL2Act(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`[1, O]`, the last `[1, A]` or `[1]`, `[1]`, `[1]`, `[1]`, `[1, H]` to action, hidden."""
         actor_critic = self.network.actor_critic
-        after = actor_critic.feedback(action, reward, done)
+        after = self.network.feedback(action, reward, done)
         x = actor_critic.obs_norm(obs)
         seen = torch.cat([x, where(first, torch.zeros_like(after), after)], -1)
         before = where(first, torch.zeros_like(hidden), hidden)

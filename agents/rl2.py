@@ -13,16 +13,17 @@ Shapes: `T` steps of a trial, `B` worlds, `X` input of the memory, `H` hidden, `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from metarl.configs import NEWER
 from metarl.errors import require_between
 from metarl.generators import policy_generator
 from metarl.memory import GRUMemory
-from metarl.networks import action_dim
+from metarl.networks import RunningNorm, action_dim
 from metarl.policy import Step
 from metarl.ppo import PPO, ActorCritic, Batch, PPOConfig
 from metarl.rollout import Rollout, run_trials
@@ -44,6 +45,9 @@ class RL2Config(PPOConfig):
     """width of the input embedding"""
     hidden: int = 32
     """width of the GRU"""
+    reward_norm: bool = field(default=False, metadata=NEWER)
+    """show the memory rewards less their running mean, over their running deviation: for those
+    that are large beside what distinguishes tasks"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
@@ -68,7 +72,20 @@ class RecurrentActorCritic(nn.Module):
         self.hidden = config.hidden if config.memory else 0
         if config.memory:
             self.memory = GRUMemory.of(inputs, config.embedding, config.hidden)
+        self.reward_norm = RunningNorm(1) if config.memory and config.reward_norm else None
         self.actor_critic = ActorCritic(spec, config, self.hidden)
+
+    def feedback(self, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
+        """What the memory is told of an action `[..., A]`: [a, r, d], `[..., A + 2]`."""
+        if self.reward_norm is not None:
+            reward = self.reward_norm(reward.unsqueeze(-1)).squeeze(-1)
+        return self.actor_critic.feedback(action, reward, done)
+
+    def update_norms(self, rollout: Rollout) -> None:
+        """Let observations and rewards of a rollout count in what later ones are divided by."""
+        self.actor_critic.obs_norm.update(rollout.obs[rollout.valid])
+        if self.reward_norm is not None:
+            self.reward_norm.update(rollout.reward[rollout.valid].unsqueeze(-1))
 
     def remember(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """States `[L, C, H]` after each input `x` `[L, C, X]`, from `[C, H]`, and the last one."""
@@ -118,7 +135,7 @@ class RL2Policy:
     def observe(self, step: Step) -> None:
         """Keep the action, its reward and the boundary flag for the next input."""
         done = step.terminated | step.truncated
-        self.feedback = self.network.actor_critic.feedback(self.action, step.reward, done)
+        self.feedback = self.network.feedback(self.action, step.reward, done)
         if self.ablation == "hidden-reset-every-episode":
             self.hidden = self.hidden * ~done.unsqueeze(-1)
 
@@ -152,7 +169,7 @@ class RL2:
         features = cast(TaskBatch, env.tasks).features()
         self.network.actor_critic.task_norm.update(features)
         figures = self.update(self.prepare(rollout, features), min(progress, 1.0))
-        self.network.actor_critic.obs_norm.update(rollout.obs[rollout.valid])
+        self.network.update_norms(rollout)
         returns = rollout.per_episode(rollout.reward, self.spec.episodes).mean((0, 1)).tolist()
         ends = {"return_first": returns[0], "return_last": returns[-1]}
         return {"steps": rollout.steps, **ends, **figures}
@@ -163,7 +180,7 @@ class RL2:
         actor_critic, flat = self.network.actor_critic, rollout.flat()
         obs = actor_critic.obs_norm(flat["obs"])
         done = flat["terminated"] | flat["truncated"]
-        after = actor_critic.feedback(flat["action"], flat["reward"], done)
+        after = self.network.feedback(flat["action"], flat["reward"], done)
         x = torch.cat([obs, torch.cat([torch.zeros_like(after[:1]), after[:-1]])], -1)
         start = obs.new_zeros(obs.shape[1], self.network.hidden)
         hidden, _ = self.network.remember(x, start)

@@ -70,9 +70,13 @@ def test_an_unstable_step_ends_the_episode_and_is_never_learned_from() -> None:
     assert float(batch.target[:, 0].abs().max()) < 1e4
 
 
-def test_hidden_states_recomputed_for_learning_are_those_of_acting() -> None:
+@pytest.mark.parametrize("reward_norm", [False, True])
+def test_hidden_states_recomputed_for_learning_are_those_of_acting(reward_norm: bool) -> None:
     family = make_family("gridnavi", episodes=2)
-    agent = RL2(RL2Config(embedding=8, hidden=8, layers=(16,)), family.spec(), seed=3)
+    config = RL2Config(embedding=8, hidden=8, layers=(16,), reward_norm=reward_norm)
+    agent = RL2(config, family.spec(), seed=3)
+    if agent.network.reward_norm is not None:
+        agent.network.reward_norm.update(3.0 + torch.randn(50, 1))
     env = family.make_worlds(6)
     env.set_tasks(family.sample_tasks(6, "train", torch.Generator().manual_seed(0)))
 
@@ -90,6 +94,19 @@ def test_hidden_states_recomputed_for_learning_are_those_of_acting() -> None:
     batch = agent.prepare(rollout, env.tasks.features())
     torch.testing.assert_close(batch.hidden[1:], torch.stack(states)[:-1], atol=1e-5, rtol=1e-4)
     assert not batch.hidden[0].any()
+
+
+def test_rewards_are_shown_less_their_mean_over_their_deviation() -> None:
+    family = make_family("half-cheetah-vel", episodes=1, preset="promp")
+    agent = RL2(RL2Config(reward_norm=True), family.spec(), seed=0)
+    env = family.make_worlds(4, seed=0)
+    agent.train_step(env, 0.0)
+    norm = agent.network.reward_norm
+    assert norm is not None and norm.count == 4 * family.horizon
+    flag = torch.zeros(2, dtype=torch.bool)
+    shown = agent.network.feedback(torch.zeros(2, 6), torch.tensor([-1.0, -2.0]), flag)
+    expected = (torch.tensor([-1.0, -2.0]) - norm.mean) / norm.var.sqrt()
+    torch.testing.assert_close(shown[:, -2].double(), expected.double(), atol=1e-4, rtol=1e-4)
 
 
 def test_chunks_hold_every_step_once() -> None:
