@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,10 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from metarl.experiments.figures import Panel, Series, layout
-from metarl.experiments.protocol import ADAPTATION, EPISODES, result_of
+from metarl.experiments.protocol import ADAPTATION, EPISODES, result_of, rows_of
 
 FEW_SKILLS = 12
 """With more skills than this, bars fill the figure."""
+_LABEL: dict[str, Any] = {
+    "va": "center",
+    "fontsize": 8,
+    "color": "#444444",
+    "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+}
+"""numbers at the ends of bars, readable on the lines that they lie on"""
 
 
 def protocol_figure(series: Sequence[Series], title: str = "") -> Figure:
@@ -23,37 +31,37 @@ def protocol_figure(series: Sequence[Series], title: str = "") -> Figure:
     width, widths = 8.0, None
     if skills <= FEW_SKILLS:
         panels, width, widths = [*panels, success_by_episode], 10.0, [3, 2]
-    height = max(3.4, 1.5 + skills * (0.1 + 0.16 * max(agents, 1.3)))
+    height = max(3.4, 1.5 + skills * (0.08 + 0.13 * max(agents, 1.6)))
     return layout(series, panels, title, widths=widths, size=(width, height))
 
 
 def success_by_skill(ax: Axes, series: Sequence[Series]) -> None:
-    """Horizontal bars with intervals, the first skill on top; dashed is the mean over skills."""
-    results = [result_of(one.curves) for one in series]
-    names = list(results[0].skills)
-    rows, thick = np.arange(len(names)), 0.8 / len(series)
-    for index, (one, result) in enumerate(zip(series, results, strict=True)):
-        estimates = [skill.success for skill in result.skills.values()]
+    """Horizontal bars with intervals; on top, and dashed, the mean where there are several."""
+    tables = [rows_of(result_of(one.curves)) for one in series]
+    # The mean comes last in a table, and first in the figure.
+    names = [row["skill"] for row in tables[0]]
+    names = names[-1:] + names[:-1]
+    places, thick = np.arange(len(names)), 0.8 / len(series)
+    for index, (one, rows) in enumerate(zip(series, tables, strict=True)):
         values, low, high = (
-            np.array([getattr(e, bound) for e in estimates]) for bound in ("mean", "low", "high")
+            np.roll([row[column] for row in rows], 1) for column in ("success", "low", "high")
         )
-        y = rows + thick * (index - 0.5 * (len(series) - 1))
+        y = places + thick * (index - 0.5 * (len(series) - 1))
         ax.barh(y, values, 0.9 * thick, color=one.colour, alpha=0.55)
         bars = [values - low, high - values]
         ax.errorbar(values, y, xerr=bars, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
-        for place, value, end in zip(y, values, high, strict=True):
-            ax.text(end + 0.015, place, f"{value:.0%}", va="center", fontsize=8, color="#444444")
         if len(names) > 1:
-            ax.axvline(result.success.mean, color=one.colour, linestyle="--", linewidth=1.4)
-            ax.axvspan(result.success.low, result.success.high, color=one.colour, alpha=0.12, lw=0)
-    ax.set_yticks(rows, names, fontsize=9)
-    ax.set_ylim(len(names) - 0.4, -0.6)
+            ax.axvline(values[0], color=one.colour, linestyle="--", linewidth=1.2)
+        for place, value, end in zip(y, values, high, strict=True):
+            ax.text(end + 0.015, place, f"{value:.0%}", **_LABEL)
+    ax.set_yticks(places, names, fontsize=9)
+    middle, reach = 0.5 * (len(names) - 1), max(0.5 * len(names) + 0.1, 1.2)
+    ax.set_ylim(middle + reach, middle - reach)
     ax.set_xlim(0.0, 1.12)
     ax.set_xticks(np.linspace(0.0, 1.0, 6))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     ax.grid(visible=False, axis="y")
-    dashed = "; dashed: mean over skills" * (len(names) > 1)
-    ax.set(title="Success after adapting", xlabel=f"episodes that succeed{dashed}")
+    ax.set(title="Success after adapting", xlabel="episodes that succeed")
 
 
 def success_by_episode(ax: Axes, series: Sequence[Series]) -> None:

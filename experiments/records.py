@@ -31,6 +31,7 @@ def protocol_of(curve: AdaptationCurve) -> Protocol:
         info["seed"],
         info["stochastic"],
         info.get("worlds_asked", 0),  # older curves: one world a task
+        info.get("protocol", ""),
     )
 
 
@@ -124,12 +125,27 @@ class Comparison:
         episodes = self.groups[0].curves(self.protocol)[0].episodes
         return bayes_optimal(family, episodes, quick=True)
 
+    @cached_property
+    def published(self) -> Protocol | None:
+        """The published protocol that most runs were measured by, where any was."""
+        counts = Counter(
+            protocol
+            for group in self.groups
+            for run in group.runs
+            for protocol in {protocol_of(curve) for curve in run.curves}
+            if protocol.name
+        )
+        return max(counts, key=lambda p: (counts[p], not p.stochastic, -p.seed), default=None)
+
     def others(self) -> list[tuple[Group, Protocol, str]]:
-        """What else some runs have a curve of: other ablations, splits, numbers of episodes."""
+        """What else some runs have a curve of: other ablations, splits, numbers of episodes.
+
+        Published protocols have a section of their own.
+        """
         found = []
         for group in self.groups:
             keys = {(protocol_of(c), c.info["ablation"]) for run in group.runs for c in run.curves}
-            keys.discard((self.protocol, "none"))
+            keys = {key for key in keys if not key[0].name} - {(self.protocol, "none")}
             found += [(group, *key) for key in sorted(keys, key=lambda key: (key[1], str(key[0])))]
         return found
 
@@ -160,15 +176,29 @@ def _same_tasks(run: RunRecord) -> dict[str, Any]:
 
 
 def _common_protocol(runs: Sequence[RunRecord]) -> Protocol:
-    """What most runs have a curve of, held-out tasks first; the usual one if none has any."""
+    """What most runs have a curve of, held-out tasks first; the usual one if none has any.
+
+    A published protocol that all have comes before everything else, and one that some lack is left
+    out: it takes too long to be measured unasked.
+    """
     counts = Counter(
         protocol
         for run in runs
         for protocol in {protocol_of(c) for c in run.curves if c.info["ablation"] == "none"}
     )
+    counts = Counter({p: n for p, n in counts.items() if not p.name or n == len(runs)})
     if not counts:
         return Protocol(episodes=runs[0].folder.config.family_options["episodes"])
-    return max(counts, key=lambda p: (p.split == "held-out", not p.stochastic, counts[p], p.tasks))
+    return max(
+        counts,
+        key=lambda p: (
+            bool(p.name),
+            p.split == "held-out",
+            not p.stochastic,
+            counts[p],
+            p.tasks,
+        ),
+    )
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from metarl.experiments.figures import (
 )
 from metarl.experiments.page import Html, details, dot, image, page, table, tag
 from metarl.experiments.printing import write_file
+from metarl.experiments.protocol_report import check_comparable, results
+from metarl.experiments.protocol_report import section as protocol_section
 from metarl.experiments.records import Comparison, Group, RunRecord, compare
 
 SHOWN_EPISODES = 4
@@ -46,11 +48,13 @@ def write_report(paths: Sequence[Path], out: Path) -> list[dict[str, Any]]:
         One row of figures for each agent on each family, for scripts.
 
     Raises:
-        UsageError: if a path is not a run folder, or `out` cannot be written.
+        UsageError: if a path is not a run folder, runs were trained or measured on benchmarks that
+            cannot be compared, or `out` cannot be written.
     """
     if not paths:
         raise UsageError("report: name at least one run folder")
     runs = [RunRecord.load(path) for path in dict.fromkeys(paths)]
+    check_comparable(runs)
     comparisons = compare(runs)
     families = ", ".join(dict.fromkeys(c.family for c in comparisons))
     body = [
@@ -66,6 +70,7 @@ def write_report(paths: Sequence[Path], out: Path) -> list[dict[str, Any]]:
 def figures_of(comparison: Comparison) -> list[dict[str, Any]]:
     """The summary of each agent as plain values."""
     rows, reference = [], comparison.reference
+    published = results(comparison)
     for group in comparison.groups:
         curves = group.curves(comparison.protocol)
         summary, success = pool(curves), pool_success(curves)
@@ -83,6 +88,7 @@ def figures_of(comparison: Comparison) -> list[dict[str, Any]]:
                 "split": comparison.protocol.split,
                 "seed": comparison.protocol.seed,
                 "reference": None if reference is None else reference.plain(),
+                "published": published.get(group.label),
             }
         )
     return rows
@@ -127,6 +133,7 @@ def section(comparison: Comparison) -> list[Html]:
             "Along a trial, means over tasks with 95 % intervals. A policy that adapts gets better "
             "from step to step and from episode to episode; dotted lines part the episodes.",
         ),
+        *protocol_section(comparison),
         *_other_curves(comparison),
         tag("h3", "Learning, and task by task"),
         image(
