@@ -21,7 +21,7 @@ from metarl.tasks import TaskBatch
 from metarl.vector import VectorEnv
 
 AGREE = 1e-6
-"""the largest difference of a number, beyond which a skill does not agree"""
+"""the largest difference, relative to numbers above 1, with which a skill agrees"""
 DRIFT = 20
 """steps after which random actions drift elsewhere"""
 WIDEST = 1.3
@@ -97,8 +97,12 @@ def _begin(env: VectorEnv, tasks: TaskBatch) -> Tensor:
 
 
 def _largest(a: Tensor, b: Tensor) -> float:
-    """The largest difference; NaN differs by infinity."""
-    return float((a.double() - b.double()).abs().nan_to_num(nan=torch.inf).max())
+    """The largest difference, relative to numbers above 1; NaN differs by infinity.
+
+    Rewards go up to 10, where float32 has steps of 1e-6: the package rounds some to them.
+    """
+    difference = (a.double() - b.double()).abs() / b.double().abs().clamp_min(1.0)
+    return float(difference.nan_to_num(nan=torch.inf).max())
 
 
 def wandering(generator: torch.Generator) -> Act:

@@ -105,7 +105,8 @@ def test_a_skill_does_what_the_package_does(skill):
             *(env.step(a) for env, a in zip(envs, asked, strict=True)), strict=True
         )
         assert np.abs(np.stack(seen) - info["final_obs"].numpy()).max() <= 1e-6
-        assert np.abs(np.array(rewards) - reward.numpy()).max() <= 1e-6
+        # Where it reckons with an action, the package itself rounds to float32.
+        np.testing.assert_allclose(reward.numpy(), rewards, rtol=3e-7, atol=1e-6)
         assert [bool(x["success"]) for x in infos] == info["success"].bool().tolist()
     assert changed(compiled, model) <= set(starts.MODEL_FIELDS)
     kept = {*python_worlds.CHANGED, "_prev_obs", "_last_stable_obs"}
