@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from registered import NAMES
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from metarl.adapters import Bridge, FamilyEnv, FamilyVecEnv
-from metarl.envs.registry import FAMILIES, make_family
+from metarl.envs.registry import make_family
 from metarl.errors import UsageError
 from metarl.generators import global_generators
 from metarl.oracle import TaskInObservation
 from metarl.vector import VectorEnv, box
 
 ALL = [
-    *(make_family(name) for name in FAMILIES),
+    *(make_family(name) for name in NAMES),
     make_family("half-cheetah-vel", preset="promp"),
     TaskInObservation.of(make_family("point-dense")),
 ]

@@ -12,6 +12,8 @@ import torch
 
 from metarl.adaptation import evaluate
 from metarl.agents.rl2 import RL2, RL2Config
+from metarl.envs.metaworld.names import SKILLS, pattern_of
+from metarl.envs.metaworld.package import metaworld
 from metarl.envs.registry import FAMILIES
 from metarl.experiments.agents import AGENTS
 from metarl.experiments.cli import VERBS, main
@@ -19,7 +21,7 @@ from metarl.experiments.fewshot import DATASETS, METHODS
 from metarl.experiments.loading import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/meta-world.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
@@ -169,7 +171,11 @@ def test_the_command_lines_of_the_readme_are_understood(line, capsys):
     rest = words[len(comparing) :]
     chosen = comparing + list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
     options = [word for word in options if word not in comparing]
-    assert main([verb, *(chosen if verb in {"train", "bench", "fewshot"} else []), "--help"]) == 0
+    if verb == "study":
+        chosen = chosen[:1]
+    elif verb not in {"train", "bench", "fewshot"}:
+        chosen = []
+    assert main([verb, *chosen, "--help"]) == 0
     shown = capsys.readouterr().out
     assert [option for option in options if option not in shown] == []
 
@@ -178,10 +184,44 @@ def test_the_readme_shows_every_command():
     assert {line.split()[1] for line in commands()} == set(VERBS)
 
 
-@pytest.mark.parametrize("name", [*AGENTS, *FAMILIES])
+@pytest.mark.parametrize("name", [*AGENTS, *dict.fromkeys(map(pattern_of, FAMILIES))])
 def test_the_tables_of_the_readme_name_every_agent_and_family(name):
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line[:2] == "| "]
     assert any(f"`{name}`" in row.split("|")[1] for row in rows)
+
+
+def cells(heading: str) -> list[list[str]]:
+    """The rows of the page on Meta-World below the row that begins with `heading`."""
+    _, _, rest = (ROOT / "docs/meta-world.md").read_text().partition(f"| {heading} |")
+    rows = rest.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_page_on_meta_world_has_all_its_families_and_skills():
+    listed = " ".join(row[0] for row in cells("family"))
+    ours = {pattern_of(name) for name in FAMILIES if name.startswith("metaworld-")}
+    assert set(re.findall("`(.*?)`", listed)) == ours
+    assert [row[0].strip("`") for row in cells("skill")] == list(SKILLS)
+    assert all(len(row) == 3 and all(row) for row in cells("skill"))
+
+
+def test_the_page_on_meta_world_has_the_skills_of_its_benchmarks():
+    package = metaworld().env_dict
+
+    def names(environments):
+        return ", ".join(name.removesuffix("-v3") for name in environments)
+
+    train, held_out = ({row[0]: row[i] for row in cells("benchmark")} for i in (1, 2))
+    assert train["ML10"] == names(package.ML10_V3["train"])
+    assert train["MT10"] == names(package.MT10_V3)
+    more = train["MT25"].removeprefix("those of MT10 and ")
+    assert f"{train['MT10']}, {more}" == names(package.MT25_V3)
+    assert set(package.MT25_V3) == set(package.ML25_V3["train"])
+    assert set(package.MT50_V3) == {f"{skill}-v3" for skill in SKILLS}
+    for name in ("ML10", "ML25", "ML45"):
+        assert held_out[name] == names(getattr(package, f"{name}_V3")["test"])
+    everything = [*package.ML45_V3["train"], *package.ML45_V3["test"]]
+    assert sorted(everything) == sorted(package.MT50_V3)
 
 
 @pytest.mark.parametrize("name", [*METHODS, *DATASETS])

@@ -9,8 +9,10 @@ import gymnasium as gym
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from registered import NAMES, SHORT
 
-from metarl.envs.registry import FAMILIES, family_class, make_family
+from metarl.envs.metaworld.families import MetaWorld
+from metarl.envs.registry import family_class, make_family
 from metarl.envs.robot import Robot
 from metarl.errors import UsageError
 
@@ -21,7 +23,7 @@ VARIANTS = {
     "bandit-long": ("bandit", {"arms": 7, "horizon": 3}),
     "half-cheetah-vel-promp": ("half-cheetah-vel", {"preset": "promp"}),
 }
-CASES = {name: (name, {}) for name in FAMILIES} | VARIANTS
+CASES = {name: (name, {}) for name in NAMES} | SHORT | VARIANTS
 WORLDS = 4
 
 
@@ -79,14 +81,14 @@ def mid_episode(family):
 # --- what a family says about itself -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_docstring_has_tables_of_observation_action_and_task(name):
     doc = family_class(name).__doc__
     for table in ("observation", "action", "task"):
         assert f"| {table} | meaning | unit | range |" in doc
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_registry_knows_the_family_by_its_own_name(name):
     assert make_family(name).name == name
 
@@ -266,7 +268,7 @@ def test_restoring_into_a_running_env_is_exact(family):
 
 def on_a_device_of_its_own(case):
     """MuJoCo simulates on the processor, wherever the tensors are."""
-    return not issubclass(family_class(CASES[case][0]), Robot)
+    return not issubclass(family_class(CASES[case][0]), Robot | MetaWorld)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if on_a_device_of_its_own(case)])
@@ -311,7 +313,8 @@ def play_slowly(family, tasks, index, actions, seed):
 
 
 def test_autoreset_agrees_with_one_slow_world_at_a_time(family):
-    tasks, actions = sample(family, WORLDS), random_actions(family, 10_000 // WORLDS)
+    steps = 3 * family.horizon if isinstance(family, MetaWorld) else 10_000 // WORLDS
+    tasks, actions = sample(family, WORLDS), random_actions(family, steps)
     env, first_obs = started(family, tasks, seed=7)
     record = play(env, actions)
     # One world alone may round differently in the last bit.
@@ -398,7 +401,7 @@ def test_unknown_names_are_refused_with_the_closest_one():
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "4", float("nan")])
 def test_options_out_of_range_are_refused(value):
-    for name in FAMILIES:
+    for name in NAMES:
         with pytest.raises(UsageError, match=f"family {name}: episodes must be a whole number"):
             make_family(name, episodes=value)
 

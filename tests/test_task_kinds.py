@@ -3,12 +3,13 @@
 import gymnasium as gym
 import pytest
 import torch
+from registered import NAMES
 
-from metarl.envs.registry import FAMILIES, make_family
+from metarl.envs.registry import make_family
 from metarl.oracle import TaskInObservation
 
 VARIANTS = {"gridnavi-xy": ("gridnavi", {"observation": "xy"}), "pulls": ("bandit", {"horizon": 9})}
-CASES = {name: (name, {}) for name in FAMILIES} | VARIANTS
+CASES = {name: (name, {}) for name in NAMES} | VARIANTS
 WORLDS = 40
 
 

@@ -8,6 +8,7 @@ other skills; multi-task ones (MT) show the goal and test on the tasks of traini
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import getdoc
 from typing import ClassVar, Literal
 
 import gymnasium as gym
@@ -59,8 +60,8 @@ class MetaWorld(Family):
     | 4 to 6 | place of the first object | m | unbounded |
     | 7 to 10 | its orientation, a quaternion | - | [-1, 1] |
     | 11 to 17 | place and orientation of the second object, or zeros | m, - | unbounded |
-    | 18 to 35 | 0 to 17 as they were a step ago | | |
-    | 36, 37, 38 | place of the goal; zeros in meta-learning benchmarks | m | |
+    | 18 to 35 | 0 to 17 as they were a step ago | as above | as above |
+    | 36, 37, 38 | place of the goal; zeros in meta-learning benchmarks | m | unbounded |
     | 39 on | benchmarks of several multi-task skills: which skill, one-hot | - | 0 or 1 |
 
     | action | meaning | unit | range |
@@ -236,7 +237,11 @@ def _in_turn(n: int, choices: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class MetaLearning(MetaWorld):
-    """A benchmark that hides the goal and holds out goals (ML1) or skills (ML10, ML25, ML45)."""
+    """A benchmark that hides the goal and holds out goals (ML1) or skills (ML10, ML25, ML45).
+
+    ML25 has basketball among its train skills and among its test skills, with other goals: this is
+    how the package defines it.
+    """
 
 
 @dataclass(frozen=True)
@@ -244,6 +249,9 @@ class MultiTask(MetaWorld):
     """A benchmark that shows the goal, and the skill; its tasks are both trained on and tested."""
 
     shared_splits: ClassVar[bool] = True
+
+
+_, _, _TABLES = (getdoc(MetaWorld) or "").partition("\n\n")
 
 
 def _family(benchmark: str, skill: str | None = None) -> type[MetaWorld]:
@@ -255,7 +263,7 @@ def _family(benchmark: str, skill: str | None = None) -> type[MetaWorld]:
         "name": name,
         "benchmark": benchmark,
         "skill": skill,
-        "__doc__": base.__doc__,
+        "__doc__": f"{getdoc(base)}\n\n{_TABLES}",
         "__module__": __name__,
         "__qualname__": title,
     }
