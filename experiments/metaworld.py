@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from metarl.envs.metaworld.names import family_names
+from metarl.envs.metaworld.names import PREFIX, family_names
 from metarl.errors import UsageError
 from metarl.oracle import TaskInObservation
 
@@ -44,24 +44,34 @@ def origin(run: LoadedRun) -> dict[str, Any]:
     Raises:
         UsageError: if Meta-World cannot be used, or the run was trained on another version of it.
     """
-    if not is_metaworld(run.config.family):
+    found = describe(run.family)
+    if found:
+        check_version(run.folder, found[KEY]["versions"]["metaworld"])
+    return found
+
+
+def describe(family: Family) -> dict[str, Any]:
+    """Versions, rewards and benchmark, by `KEY`; nothing for families that are not Meta-World's.
+
+    Raises:
+        UsageError: if Meta-World cannot be used.
+    """
+    if not is_metaworld(family.name):
         return {}
     import mujoco
 
     from metarl.envs.metaworld import package
 
     package.metaworld()
-    installed = package.version()
-    check_version(run.folder, installed)
-    family = inner(run.family)
+    own = inner(family)
     return {
         KEY: {
-            "versions": {"metaworld": installed, "mujoco": mujoco.__version__},
-            "reward_version": family.reward_version,
-            "benchmark": run.config.family.removeprefix("metaworld-"),
-            "benchmark_seed": family.benchmark_seed,
-            "horizon": family.horizon,
-            "backend": family.backend,
+            "versions": {"metaworld": package.version(), "mujoco": mujoco.__version__},
+            "reward_version": own.reward_version,
+            "benchmark": own.name.removeprefix(PREFIX),
+            "benchmark_seed": own.benchmark_seed,
+            "horizon": own.horizon,
+            "backend": own.backend,
         }
     }
 
@@ -87,12 +97,12 @@ def conditions(info: Mapping[str, Any]) -> str:
     """One sentence about a curve on Meta-World: what else must agree to compare its figures."""
     own = info[KEY]
     versions = own["versions"]
-    horizon = f"{own['horizon']} steps"
+    horizon, seed = f"{own['horizon']} steps", info.get("trained_seed")
     if own["horizon"] != USUAL_HORIZON:
         horizon += f" (Meta-World's have {USUAL_HORIZON})"
     return (
         f"Meta-World {versions['metaworld']} on MuJoCo {versions['mujoco']}, rewards "
         f"{own['reward_version']}, benchmark {own['benchmark']} of seed {own['benchmark_seed']}, "
-        f"episodes of {horizon}; trained for {info['trained_steps']:,} steps with seed "
-        f"{info['trained_seed']}; goals of seed {info['seed']}"
+        f"episodes of {horizon}; trained for {info['trained_steps']:,} steps"
+        f"{'' if seed is None else f' with seed {seed}'}; goals of seed {info['seed']}"
     )

@@ -176,6 +176,7 @@ def _evaluate_archive(args: list[str]) -> int:
     from metarl.agents.archives import read_archive
     from metarl.experiments.evaluation import evaluate_policy, name_of, write_curve
     from metarl.experiments.loading import check_device, use_threads
+    from metarl.experiments.metaworld import describe
     from metarl.oracle import TaskInObservation
 
     device, threads = check_device(options.device), use_threads(options.threads)
@@ -186,6 +187,7 @@ def _evaluate_archive(args: list[str]) -> int:
         family.spec(), name, deterministic=not options.stochastic, device=device
     )
     about = {"agent": path.stem, "family": name, "trained_steps": archive.steps, "ablation": "none"}
+    about |= describe(family)
     curve = evaluate_policy(
         policy, family, options.how(), info=about, device=device, threads=threads
     )
