@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import mujoco
 import numpy as np
@@ -17,10 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
+from metarl.envs.metaworld.names import family_names
+from metarl.envs.metaworld.skills import skills
+from metarl.envs.metaworld.starts import sawyer
 from metarl.envs.physics import load_model
 from metarl.envs.registry import FAMILIES, family_class, make_family
 from metarl.errors import UsageError
-from metarl.experiments import robots
+from metarl.experiments import arms, robots, video
 from metarl.experiments.cli import main
 from metarl.experiments.evaluation import Protocol, evaluate_run
 from metarl.experiments.loading import open_run
@@ -175,7 +179,7 @@ def test_a_ring_puts_the_agent_on_its_state():
 def test_every_family_can_be_drawn():
     robots_only = {name for name in FAMILIES if hasattr(family_class(name), "model")}
     assert {"half-cheetah-vel", "ant-goal", "reacher-goal"} <= robots_only
-    assert set(FAMILIES) == set(SCENES) | robots_only
+    assert set(FAMILIES) == set(SCENES) | robots_only | set(family_names())
 
 
 def test_tasks_in_words():
@@ -268,6 +272,20 @@ def test_the_return_below_a_panel_is_the_episodes_in_the_end(grid, monkeypatch):
     panel.draw(len(panel.moments) - 1)
     total = float(recording.rollout.per_episode(recording.rollout.reward, 4)[0, 0, 2])
     assert {"episode 3 of 4", "step 15", f"{total:.2f}"} <= set(written)
+
+
+def test_an_episode_is_marked_from_where_it_was_solved(grid, monkeypatch):
+    recording, drawn = record(grid, 1, "held-out", 0)
+    recording.rollout.success[:] = 0.0
+    recording.rollout.success[15 + 3] = 1.0
+    trial, written = Panel(recording, drawn, 0), []
+    monkeypatch.setattr(
+        "PIL.ImageDraw.ImageDraw.text", lambda self, at, words, *a, **k: written.append(words)
+    )
+    for episode, index, solved in ((0, 15, 0), (1, 3, 0), (1, 4, 1), (1, 15, 1), (2, 0, 0)):
+        written.clear()
+        EpisodePanel(trial, episode, 200).draw(index)
+        assert written.count("solved") == solved
 
 
 def test_an_episode_that_ends_early_stands_still_in_grey(tmp_path, monkeypatch):
@@ -373,15 +391,16 @@ def pictured(name, state=None, **options):
     return drawn, np.asarray(drawn.draw(0, Moment(NOTHING, NOTHING, NOTHING, qpos)))
 
 
+def green(picture):
+    """How many pixels have the colour of a goal."""
+    red, green, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)
+    return ((green > red + 40) & (green > blue + 15)).sum()
+
+
 @pytest.mark.usefixtures("gl")
 def test_a_goal_is_in_the_picture():
     drawn, picture = pictured("ant-goal")
     assert picture.shape == (200, 200, 3)
-
-    def green(picture):
-        red, green, blue = picture.astype(int).transpose(2, 0, 1)
-        return ((green > red + 40) & (green > blue + 15)).sum()
-
     assert green(picture) > 10
     drawn.markers[0] = None
     moment = Moment(NOTHING, NOTHING, NOTHING, drawn.model.qpos0)
@@ -398,6 +417,44 @@ def test_the_camera_stays_with_the_robot(name):
     middle = np.s_[50:150, 60:140]
     assert first[middle].std() > 10.0
     assert np.abs(moved[middle].astype(int) - first[middle]).mean() < 12.0
+
+
+@pytest.mark.usefixtures("gl")
+def test_arms_of_several_skills_are_rendered_at_their_states_with_objects_where_tasks_put_them():
+    names = ("door-open", "reach")
+    family = make_family("metaworld-mt10")
+    loaded = [sawyer(name, skills()[name].constants) for name in names]
+    vectors = [(0.5 * (own.vector_low + own.vector_high)).numpy() for own in loaded]
+    tasks = family.placement(list(zip(names, vectors, strict=True)))
+    env = family.make_worlds(2)
+    env.set_tasks(tasks[[1, 0]])
+    env.reset()
+    states = env.positions().numpy()[::-1]
+    drawn = arms.ArmScene(family, tasks)
+    drawn.side = 120
+    for state, start in zip(states, map(family.start, names, vectors), strict=True):
+        # MuJoCo's integration state begins with the time and the positions.
+        size = len(state) if state[-1] else drawn.stages["door-open"].model.nq
+        assert (state[:size] == start.state.numpy()[1 : 1 + size]).all()
+        assert not state[size:].any()
+    moments = [Moment(NOTHING, NOTHING, NOTHING, state) for state in states]
+    pictures = [np.asarray(drawn.draw(w, m)).astype(int) for w, m in enumerate(moments)]
+    assert all(picture.std() > 20.0 for picture in pictures)
+    assert green(pictures[1]) > 5
+    drawn.markers[1] = None
+    assert green(drawn.draw(1, moments[1])) == 0
+    # The door as the model file has it stands somewhere else.
+    plain = torch.tensor(loaded[0].model.compiled.body_pos)
+    drawn.starts[0] = replace(drawn.starts[0], fields={"body_pos": plain})
+    elsewhere = np.asarray(drawn.draw(0, moments[0])).astype(int)
+    assert np.abs(elsewhere - pictures[0]).mean() > 1.0
+
+
+def test_worlds_without_states_of_mujoco_cannot_be_drawn():
+    family = make_family("metaworld-mt1-reach", backend="python")
+    run = SimpleNamespace(family=family, config=SimpleNamespace(family=family.name))
+    with pytest.raises(UsageError, match="no pictures of metaworld-mt1-reach with backend python"):
+        video._scene(run, None, object())
 
 
 FREE = """<mujoco><worldbody>{camera}<body pos="{x} 0 2"><freejoint/><geom size="0.5"/></body>
