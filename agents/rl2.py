@@ -83,7 +83,7 @@ class RecurrentActorCritic(nn.Module):
 
     def update_norms(self, rollout: Rollout) -> None:
         """Let observations and rewards of a rollout count in what later ones are divided by."""
-        self.actor_critic.obs_norm.update(rollout.obs[rollout.valid])
+        self.actor_critic.update_norm(rollout)
         if self.reward_norm is not None:
             self.reward_norm.update(rollout.reward[rollout.valid].unsqueeze(-1))
 

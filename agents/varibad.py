@@ -228,7 +228,7 @@ class VariBAD:
         batch, belief = self.prepare(rollout, features)
         figures = self.update(batch, min(progress, 1.0))
         valid = rollout.valid.flatten(1, 2)
-        network.actor_critic.obs_norm.update(rollout.obs[rollout.valid])
+        network.actor_critic.update_norm(rollout)
         network.belief_norm.update(torch.cat([belief.mean, belief.log_std], -1)[valid])
         self.remember(rollout, features)
         figures |= self.infer(min(progress, 1.0))

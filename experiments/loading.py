@@ -126,7 +126,11 @@ def open_agent_folder(path: Path) -> RunFolder:
 
 
 def open_run(
-    path: Path | str, device: str = "cpu", episodes: int = 0, rollouts: int = 0
+    path: Path | str,
+    device: str = "cpu",
+    episodes: int = 0,
+    rollouts: int = 0,
+    horizon: int = 0,
 ) -> LoadedRun:
     """Rebuild the agent and the family of the run in `path`; nothing in it is executed.
 
@@ -135,6 +139,7 @@ def open_run(
         device: where the agent shall live.
         episodes: of a trial, which some policies plan by; 0 takes those that it was trained with.
         rollouts: episodes that such a policy takes a gradient step after; 0 takes those, too.
+        horizon: steps of an episode; 0 takes those, too.
 
     Raises:
         UsageError: if it is no run folder, or none of its checkpoints is good or fits.
@@ -143,6 +148,7 @@ def open_run(
     config, where = folder.config, f"{path}/config.yaml"
     choose(f"agent in {where}", config.agent, AGENTS)
     family = family_of(config, where)
+    family = replace(family, horizon=horizon) if horizon else family
     kind = AGENTS[config.agent].config_class()
     agent_config = from_plain(kind, config.agent_config, f"{where}: agent_config")
     if AGENTS[config.agent].plans:

@@ -100,9 +100,11 @@ def conditions(info: Mapping[str, Any]) -> str:
     horizon, seed = f"{own['horizon']} steps", info.get("trained_seed")
     if own["horizon"] != USUAL_HORIZON:
         horizon += f" (Meta-World's have {USUAL_HORIZON})"
+    trained_on = info.get("trained_horizon", own["horizon"])
+    shorter = "" if trained_on == own["horizon"] else f" in episodes of {trained_on}"
     return (
         f"Meta-World {versions['metaworld']} on MuJoCo {versions['mujoco']}, rewards "
         f"{own['reward_version']}, benchmark {own['benchmark']} of seed {own['benchmark_seed']}, "
-        f"episodes of {horizon}; trained for {info['trained_steps']:,} steps"
+        f"episodes of {horizon}; trained for {info['trained_steps']:,} steps{shorter}"
         f"{'' if seed is None else f' with seed {seed}'}; goals of seed {info['seed']}"
     )

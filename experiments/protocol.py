@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 from metarl.adaptation import AdaptationCurve, evaluate, join
 from metarl.errors import UsageError
 from metarl.experiments.evaluation import Protocol, name_of, origin, policy_of, write_curve
-from metarl.experiments.loading import LoadedRun, open_agent_folder, open_run
-from metarl.experiments.metaworld import KEY, inner, is_metaworld
+from metarl.experiments.loading import LoadedRun, family_of, open_agent_folder, open_run
+from metarl.experiments.metaworld import KEY, USUAL_HORIZON, inner, is_metaworld
 from metarl.statistics import mean, stratified_bootstrap
 
 Array = NDArray[np.float64]
@@ -88,8 +88,9 @@ def measure(
             f"--protocol {NAME} is for runs on families of Meta-World, and {path} was trained on "
             f"{trained_on}"
         )
-    run = open_run(path, device, EPISODES, rollouts=ADAPTATION)
+    run = open_run(path, device, EPISODES, rollouts=ADAPTATION, horizon=USUAL_HORIZON)
     about = origin(run)
+    about["trained_horizon"] = family_of(run.config, str(path)).horizon
     if (version := about[KEY]["reward_version"]) != "v2":
         warnings.warn(
             f"run {path} learned from rewards {version} and is measured with them: do not compare "

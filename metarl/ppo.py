@@ -11,13 +11,14 @@ and `H` state of a memory, `F` task features, `L` steps of a chunk, `C` chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from metarl.configs import NEWER
 from metarl.distributions import Distribution
 from metarl.errors import TrainingError, require_between, require_positive, require_widths
 from metarl.losses import approximate_kl, clipped_surrogate, huber, masked_mean, masked_standardize
@@ -36,6 +37,9 @@ class PPOConfig:
     name: ClassVar[str] = "ppo"
     layers: tuple[int, ...] = (64, 64)
     """hidden layers of the policy and of the critic"""
+    normalize: bool = field(default=True, metadata=NEWER)
+    """show observations less their running mean, over their running deviation; without it, small
+    differences between the training tasks that can be seen are harder to remember them by"""
     log_std: float = -0.5
     """initial log standard deviation of continuous actions"""
     gamma: float = 0.97
@@ -81,7 +85,8 @@ class ActorCritic(nn.Module):
         """Build the networks for the spaces of `spec`; `known` is K."""
         super().__init__()
         obs_dim, width = spec.obs_dim, config.layers[-1]
-        self.obs_norm = RunningNorm(obs_dim)
+        # As it starts out, it changes nothing.
+        self.normalize, self.obs_norm = config.normalize, RunningNorm(obs_dim)
         self.task_norm = RunningNorm(spec.task_dim)
         self.policy = mlp([obs_dim + known, *config.layers])
         self.head = action_head(spec.action_space, width, config.log_std)
@@ -92,6 +97,11 @@ class ActorCritic(nn.Module):
     def feedback(self, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
         """What an action brought, as inputs of a memory: [a, r, d], `[..., A + 2]`."""
         return feedback(self.head, action, reward, done)
+
+    def update_norm(self, rollout: Rollout) -> None:
+        """Let the observations of a rollout count in what later ones are divided by."""
+        if self.normalize:
+            self.obs_norm.update(rollout.obs[rollout.valid])
 
     def distribution(self, obs: Tensor, known: Tensor) -> Distribution:
         """The distribution of actions for normalised `obs` `[..., O]`."""
