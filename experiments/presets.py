@@ -6,7 +6,12 @@ in `experiments/RESULTS.md`.
 
 from __future__ import annotations
 
-from metarl.experiments import gradient_presets, robot_presets, varibad_presets
+from metarl.experiments import (
+    gradient_presets,
+    metaworld_presets,
+    robot_presets,
+    varibad_presets,
+)
 from metarl.experiments.gradient_presets import ROBOTS, Options
 
 # Small discrete families: trials are short enough for full back-propagation, and entropy keeps the
@@ -55,6 +60,7 @@ _AGENT: dict[str, Options] = {
     "half-cheetah-vel": {},
     "half-cheetah-dir": {},
     **robot_presets.ON_POLICY,
+    **metaworld_presets.ON_POLICY,
 }
 
 _TRAINING: dict[str, Options] = {
@@ -69,6 +75,7 @@ _TRAINING: dict[str, Options] = {
     "half-cheetah-vel": {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000},
     "half-cheetah-dir": {"total_steps": 8_000_000, "num_worlds": 64, "evaluate_every": 500_000},
     **robot_presets.TRAINING,
+    **metaworld_presets.TRAINING,
 }
 
 # Published settings (Rakelly et al. 2019 and their code), by family; they are for a GPU.
@@ -267,18 +274,41 @@ _PEARL_FAMILY: dict[str, Options] = {
 
 
 _PRESETS: dict[str, tuple[dict[str, Options], dict[str, Options]]] = {
-    "rl2": ({**_AGENT, **robot_presets.RL2}, {**_TRAINING, **robot_presets.RL2_TRAINING}),
+    "rl2": (
+        {**_AGENT, **robot_presets.RL2, **metaworld_presets.RL2},
+        {**_TRAINING, **robot_presets.RL2_TRAINING},
+    ),
     **dict.fromkeys(("non-adaptive", "oracle"), (_AGENT, _TRAINING)),
-    "varibad": (varibad_presets.AGENT, varibad_presets.TRAINING),
-    "pearl": (_PEARL, _PEARL_TRAINING),
+    "varibad": (
+        {**varibad_presets.AGENT, **metaworld_presets.VARIBAD},
+        {**varibad_presets.TRAINING, **metaworld_presets.TRAINING},
+    ),
+    "pearl": (
+        {**_PEARL, **metaworld_presets.PEARL},
+        {**_PEARL_TRAINING, **metaworld_presets.PEARL_TRAINING},
+    ),
     "pearl-paper": (_PEARL_PAPER, _PEARL_PAPER_TRAINING),
-    "maml": (gradient_presets.MAML, gradient_presets.TRAINING),
-    "promp": (gradient_presets.PROMP, gradient_presets.TRAINING),
+    **{
+        name: (
+            {**own, **metaworld_presets.GRADIENT},
+            {**gradient_presets.TRAINING, **metaworld_presets.GRADIENT_TRAINING},
+        )
+        for name, own in (("maml", gradient_presets.MAML), ("promp", gradient_presets.PROMP))
+    },
     **dict.fromkeys(("maml-paper", "promp-paper"), ({}, gradient_presets.PAPER_TRAINING)),
-    "sb3-ppo": (dict.fromkeys(ROBOTS, _SB3_PPO), dict.fromkeys(ROBOTS, _SB3_PPO_TRAINING)),
+    "sb3-ppo": (
+        dict.fromkeys(ROBOTS, _SB3_PPO),
+        {**dict.fromkeys(ROBOTS, _SB3_PPO_TRAINING), **metaworld_presets.TRAINING},
+    ),
     **dict.fromkeys(
         ("sb3-sac", "sb3-td3"),
-        (dict.fromkeys(ROBOTS, _SB3_REPLAY), dict.fromkeys(ROBOTS, _SB3_REPLAY_TRAINING)),
+        (
+            dict.fromkeys(ROBOTS, _SB3_REPLAY),
+            {
+                **dict.fromkeys(ROBOTS, _SB3_REPLAY_TRAINING),
+                **metaworld_presets.SB3_TRAINING,
+            },
+        ),
     ),
 }
 """settings of the agent and of the trainer, by agent and family"""
@@ -298,6 +328,6 @@ def preset(agent: str, family: str) -> dict[str, Options]:
     usual = {**usual, "num_worlds": 800} if gradient else usual
     return {
         "agent": dict(settings.get(family, {})),
-        "family": dict(options.get(family, {})),
+        "family": {**metaworld_presets.FAMILY.get(family, {}), **options.get(family, {})},
         "training": dict(training.get(family, usual)),
     }

@@ -109,6 +109,16 @@ def test_rewards_are_shown_less_their_mean_over_their_deviation() -> None:
     torch.testing.assert_close(shown[:, -2].double(), expected.double(), atol=1e-4, rtol=1e-4)
 
 
+def test_observations_are_left_as_they_are_on_request() -> None:
+    family = make_family("half-cheetah-vel", episodes=1, preset="promp")
+    obs = torch.randn(3, family.spec().obs_dim)
+    for normalize in (True, False):
+        agent = RL2(RL2Config(normalize=normalize), family.spec(), seed=0)
+        agent.train_step(family.make_worlds(2, seed=0), 0.0)
+        shown = agent.network.actor_critic.obs_norm(obs)
+        assert torch.allclose(shown, obs, atol=1e-6) is not normalize
+
+
 def test_chunks_hold_every_step_once() -> None:
     _, _, batch = collect(CountingFamily())
     chunks = batch.chunks(5)  # 12 steps: three chunks a world, the last padded with 3
