@@ -13,9 +13,9 @@ others just act.
 
 Two traps of the package's own loop are not here. It ends episodes as soon as they succeed, and
 counts the first 3 that end among all worlds of a skill: those that succeed end first, so that its
-figure is too high. Here every goal has its 3 episodes. And here these go on to their last step,
-which is the same measure for those who do not adapt, and leaves those who do their whole experience
-for the next episode.
+figure is too high. Here every goal has its 3 episodes. And here these go on for Meta-World's 500
+steps, however short they were in training, which is the same measure for those who do not adapt,
+and leaves those who do their whole experience for the next episode.
 
 Shapes: `R` runs, `E` skills, `G` goals of each, `K` = 13 episodes.
 """
@@ -256,6 +256,7 @@ def plain(curve: AdaptationCurve) -> dict[str, Any]:
         "family": info["family"],
         **info[KEY],
         "steps": info["trained_steps"],
+        "trained_horizon": info["trained_horizon"],
         "trained_seed": info["trained_seed"],
         "split": info["split"],
         "seed": info["seed"],

@@ -29,7 +29,7 @@ from metarl.policy import Step
 from metarl.rollout import Rollout
 from metarl.runs import RunFolder
 
-HORIZON = 4
+HORIZON, WHOLE = 4, 5
 TINY = ["--total-steps", "32", "--family.horizon", str(HORIZON), "--threads", "1"]
 EVALUATE = ["--protocol", "metaworld", "--threads", "1"]
 
@@ -39,6 +39,14 @@ def call(capsys, *words):
     code = main([str(word) for word in words])
     out, err = capsys.readouterr()
     return code, out, err
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_episodes():
+    """Episodes are judged over five steps instead of 500."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "USUAL_HORIZON", WHOLE)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +76,7 @@ def measured(folder):
 
 @pytest.fixture
 def early_success(monkeypatch):
-    """Rewards above a bound count as successes: in four steps nothing else would."""
+    """Rewards above a bound count as successes: in five steps nothing else would."""
     advance = SawyerWorlds._advance
 
     def lucky(self, actions):
@@ -91,7 +99,7 @@ def alone(run, task):
     episodes = []
     for _ in range(13):
         solved = False
-        for _ in range(HORIZON):
+        for _ in range(WHOLE):
             obs, reward, terminated, truncated, info = env.step(policy.act(obs))
             policy.observe(Step(info["final_obs"], reward, terminated, truncated))
             solved |= bool(info["success"])
@@ -102,7 +110,7 @@ def alone(run, task):
 
 def test_goals_are_tried_as_if_each_were_alone(folder, early_success, monkeypatch):
     curve = protocol.measure(folder / "rl2-1", seed=3)
-    run = open_run(folder / "rl2-1")
+    run = open_run(folder / "rl2-1", horizon=WHOLE)
     tasks = run.family.sample_tasks(40, "held-out", torch.Generator().manual_seed(3))
     assert len(tasks.vector.unique(dim=0)) == 40
     np.testing.assert_allclose(curve.tasks, tasks.features().tolist())
@@ -149,8 +157,8 @@ def test_a_gradient_step_is_taken_after_ten_episodes_and_never_again(folder, mon
     monkeypatch.setattr(GradientPolicy, "observe", spied_observe)
     assert open_run(folder / "maml").config.agent_config["rollouts"] == 3
     curve = protocol.measure(folder / "maml")
-    assert seen == [(40, 10 * HORIZON, [10])]
-    assert len(steps) == 13 * HORIZON
+    assert seen == [(40, 10 * WHOLE, [10])]
+    assert len(steps) == 13 * WHOLE
     # It has drawn its actions so far, and then takes the most likely: equal goals, equal episodes.
     counted = np.asarray(curve.returns)[:, 10:]
     np.testing.assert_allclose(counted, counted[:, :1].repeat(3, 1), rtol=1e-4)
@@ -251,7 +259,8 @@ def test_the_command_prints_and_keeps_what_a_figure_depends_on(folder, capsys):
         "reward_version": "v2",
         "benchmark": "ml1-reach",
         "benchmark_seed": 1,
-        "horizon": HORIZON,
+        "horizon": WHOLE,
+        "trained_horizon": HORIZON,
         "steps": 32,
         "trained_seed": 1,
         "seed": 0,
@@ -264,7 +273,12 @@ def test_the_command_prints_and_keeps_what_a_figure_depends_on(folder, capsys):
     assert said["low"] <= said["success"] <= said["high"]
     assert {"success", "low", "high"} <= said["skills"]["reach"].keys()
     assert len(said["episodes"]) == 13
-    for part in (*versions.values(), "rewards v2", "ml1-reach of seed 1", "32 steps with seed 1"):
+    for part in (
+        *versions.values(),
+        "rewards v2",
+        "ml1-reach of seed 1",
+        f"32 steps in episodes of {HORIZON}",
+    ):
         assert part in out
     file = folder / "rl2-1" / "evaluation" / "protocol-metaworld-seed0.json"
     curve = AdaptationCurve.load(file)
