@@ -144,7 +144,7 @@ def name_of(curve: AdaptationCurve) -> str:
     info = curve.info
     what = f"{info['split']}-{len(curve.tasks)}x{curve.episodes}"
     if info.get("protocol"):
-        what = f"protocol-{info['protocol']}"
+        what = f"protocol-{info['protocol']}" + "-train" * (info["split"] == "train")
     parts = [f"{what}-seed{info['seed']}"]
     parts += ["stochastic"] * info["stochastic"]
     asked = info["worlds_asked"] > 0 and not info.get("protocol")

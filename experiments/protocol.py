@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from metarl.experiments.evaluation import Protocol, name_of, origin, policy_of, 
 from metarl.experiments.loading import LoadedRun, family_of, open_agent_folder, open_run
 from metarl.experiments.metaworld import KEY, USUAL_HORIZON, inner, is_metaworld
 from metarl.statistics import mean, stratified_bootstrap
+from metarl.tasks import Split
 
 Array = NDArray[np.float64]
 
@@ -65,6 +66,7 @@ class VersionWarning(UserWarning):
 def measure(
     path: Path,
     *,
+    split: Split = "held-out",
     seed: int = 0,
     stochastic: bool = False,
     device: str = "cpu",
@@ -74,13 +76,16 @@ def measure(
 
     Args:
         path: the run's folder.
+        split: held-out for the test skills and goals, train for those of training; benchmarks
+            that test on what they train on have but one of them.
         seed: decides which 40 of a skill's 50 goals are tried.
         stochastic: draw actions instead of taking the most likely ones.
         device: where the agent lives.
         threads: of the physics.
 
     Raises:
-        UsageError: if the run is not one on Meta-World, or on another version of it.
+        UsageError: if the run is not one on Meta-World, or on another version of it; for a split
+            that its benchmark does not have.
     """
     trained_on = open_agent_folder(path).config.family
     if not is_metaworld(trained_on):
@@ -98,7 +103,8 @@ def measure(
             VersionWarning,
             stacklevel=2,
         )
-    split: Literal["train", "held-out"] = "train" if run.family.shared_splits else "held-out"
+    split = "train" if run.family.shared_splits else split
+    run.family.check_split(split)
     tasks = GOALS * len(inner(run.family).vectors(split))
     protocol = Protocol(tasks, EPISODES, split, seed, stochastic, 1, NAME)
     return _measure(run, protocol, about, device, threads)

@@ -135,7 +135,11 @@ class Comparison:
             for protocol in {protocol_of(curve) for curve in run.curves}
             if protocol.name
         )
-        return max(counts, key=lambda p: (counts[p], not p.stochastic, -p.seed), default=None)
+
+        def order(p: Protocol) -> tuple[object, ...]:
+            return counts[p], p.split == "held-out", not p.stochastic, -p.seed
+
+        return max(counts, key=order, default=None)
 
     def others(self) -> list[tuple[Group, Protocol, str]]:
         """What else some runs have a curve of: other ablations, splits, numbers of episodes.

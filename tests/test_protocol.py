@@ -24,7 +24,7 @@ from metarl.experiments.loading import open_run
 from metarl.experiments.metaworld import check_version
 from metarl.experiments.protocol_figures import protocol_figure
 from metarl.experiments.protocol_report import check_comparable
-from metarl.experiments.records import RunRecord
+from metarl.experiments.records import RunRecord, compare
 from metarl.policy import Step
 from metarl.rollout import Rollout
 from metarl.runs import RunFolder
@@ -127,6 +127,20 @@ def test_goals_are_tried_as_if_each_were_alone(folder, early_success, monkeypatc
     parts = protocol.measure(folder / "rl2-1", seed=3)
     assert parts.success == curve.success
     np.testing.assert_allclose(parts.step_reward, curve.step_reward, rtol=1e-5)
+
+
+def test_the_tasks_of_training_can_be_asked_for(folder):
+    run = folder / "rl2-1"
+    held_out, train = (protocol.measure(run, split=split) for split in ("held-out", "train"))
+    family = make_family("metaworld-ml1-reach")
+    known = family.placement([("reach", v) for v in family.vectors("train")["reach"]])
+    known = {tuple(row) for row in known.features().tolist()}
+    assert {tuple(row) for row in train.tasks} <= known
+    assert known.isdisjoint({tuple(row) for row in held_out.tasks})
+    assert protocol.save(run, train).name == "protocol-metaworld-train-seed0.json"
+    protocol.save(run, held_out)
+    (comparison,) = compare([RunRecord.load(run)])
+    assert comparison.published.split == "held-out"
 
 
 def test_multi_task_benchmarks_are_tested_on_their_tasks_and_oracles_are_told(tmp_path):
@@ -318,7 +332,7 @@ def test_reports_pool_seeds_by_skill(measured, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    ["--tasks 100", "--episodes=4", "--split held-out", "--worlds-per-task 2", "--ablations"],
+    ["--tasks 100", "--episodes=4", "--worlds-per-task 2", "--ablations"],
 )
 def test_what_the_protocol_decides_itself_cannot_be_asked_for(folder, capsys, options):
     words = options.split()

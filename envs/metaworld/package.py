@@ -16,7 +16,6 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from metarl.envs.metaworld.names import SKILLS
 from metarl.errors import UsageError
 
 WELD = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 5.0)
@@ -131,9 +130,3 @@ def skills_of(name: str) -> tuple[str, ...]:
     table = getattr(metaworld().env_dict, f"{name.upper()}_V3")
     both = [*table["train"], *table["test"]] if name.startswith("ml") else list(table)
     return tuple(dict.fromkeys(skill.removesuffix("-v3") for skill in both))
-
-
-def check_skill(skill: str) -> None:
-    """Raise `UsageError` unless Meta-World has the skill."""
-    if skill not in SKILLS:
-        raise UsageError(f"Meta-World has no skill {skill!r}; choose from {', '.join(SKILLS)}")

@@ -73,7 +73,7 @@ class Options(Measuring):
     """evaluate once more for each part of the memory that can be taken away"""
     protocol: Literal["none", "metaworld"] = "none"
     """metaworld: its reference protocol, 10 episodes to adapt and 3 that count in each of 40 goals
-    of every test skill"""
+    of every test skill, or with --split train of every train skill"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def _follow_protocol(options: Options, args: list[str]) -> int:
         UsageError: for options that say what the protocol says itself.
     """
     given = {word.partition("=")[0].replace("_", "-") for word in args}
-    for flag in ("--tasks", "--episodes", "--split", "--worlds-per-task", "--ablations"):
+    for flag in ("--tasks", "--episodes", "--worlds-per-task", "--ablations"):
         if flag in given:
             raise UsageError(
                 f"evaluate: --protocol {options.protocol} decides itself on tasks, episodes and "
@@ -137,6 +137,7 @@ def _follow_protocol(options: Options, args: list[str]) -> int:
 
     curve = protocol.measure(
         options.run,
+        split=options.split,
         seed=options.seed,
         stochastic=options.stochastic,
         device=options.device,
@@ -144,13 +145,14 @@ def _follow_protocol(options: Options, args: list[str]) -> int:
     )
     file = protocol.save(options.run, curve)
     result, agent, family = protocol.result_of([curve]), curve.info["agent"], curve.info["family"]
-    print(f"{agent} on {family}: {protocol.ABOUT}")
+    split = curve.info["split"]
+    print(f"{agent} on {split} tasks of {family}: {protocol.ABOUT}")
     print_table(protocol.rows_of(result))
     print_table(
         [{"episode": k + 1, **one.plain("success")} for k, one in enumerate(result.episodes)]
     )
     print(conditions(curve.info))
-    title = f"{agent} on {family}, Meta-World's protocol"
+    title = f"{agent} on {split} tasks of {family}, Meta-World's protocol"
     save(protocol_figure([Series(agent, [curve])], title), file.with_suffix(".png"))
     print(f"saved {file} and {file.with_suffix('.png')}")
     if options.json:
