@@ -45,7 +45,7 @@ class Probe:
     label: str
     """of the runs"""
     names: tuple[str, ...]
-    """F names of the numbers"""
+    """F names of the numbers that differ between tasks"""
     r2: Array
     """`[K, F]`: on held-out tasks, at the end of each episode"""
 
@@ -112,7 +112,7 @@ def last_steps(rollout: Rollout, episodes: int) -> Tensor:
 
 
 def names_of(run: LoadedRun, tasks: TaskBatch) -> tuple[str, ...]:
-    """A name for every number that describes a task."""
+    """A name for every number that describes a task: of its field, or a plain count."""
     names: list[str] = []
     for name, values in tasks.tensors().items():
         width = values[0].numel()
@@ -120,7 +120,9 @@ def names_of(run: LoadedRun, tasks: TaskBatch) -> tuple[str, ...]:
             names += run.family.parameters.names
         else:
             names += [name] if width == 1 else [f"{name} {i}" for i in range(width)]
-    return tuple(names)
+    told = tasks.features().shape[1]
+    # Some tasks are told in other numbers than those that they are made of.
+    return tuple(names) if len(names) == told else tuple(f"task {i}" for i in range(told))
 
 
 def read_off(memory: Tensor, task: Tensor, others: Tensor, truth: Tensor) -> Array:
@@ -146,10 +148,14 @@ def read_off(memory: Tensor, task: Tensor, others: Tensor, truth: Tensor) -> Arr
 def probe_run(run: LoadedRun, tasks: int, seed: int) -> tuple[tuple[str, ...], Array]:
     """Names of the task's numbers, and R² `[K, F]` on `tasks` held-out tasks.
 
-    Twice as many training tasks are fitted.
+    Twice as many training tasks are fitted. Numbers that are the same in all held-out tasks, such
+    as those of skills that are not among them, are left out: there is nothing to tell.
     """
     memory, task, names = remembered(run, 2 * tasks, "train", seed)
     others, truth, _ = remembered(run, tasks, "held-out", seed + 1)
+    varies = (truth != truth[0]).any(0)
+    task, truth = task[:, varies], truth[:, varies]
+    names = tuple(name for name, kept in zip(names, varies.tolist(), strict=True) if kept)
     pairs = zip(memory, others, strict=True)
     return names, np.stack([read_off(mine, task, theirs, truth) for mine, theirs in pairs])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -113,10 +114,11 @@ def _scene(run: LoadedRun, tasks: TaskBatch, worlds: VectorEnv) -> Scene:
     if hasattr(worlds, "positions"):
         from metarl.experiments.arms import ArmScene
 
-        return ArmScene(family, tasks)
+        return ArmScene(cast(Any, family), cast(Any, tasks))
     name = run.config.family
-    if getattr(family, "backend", "batch") != "batch":
-        raise UsageError(f"no pictures of {name} with backend {family.backend}; there are of batch")
+    backend = getattr(family, "backend", "batch")
+    if backend != "batch":
+        raise UsageError(f"no pictures of {name} with backend {backend}; there are of batch")
     if name not in SCENES:
         raise UsageError(f"no pictures of {name}; there are some of {', '.join(SCENES)}")
     return SCENES[name](family, tasks)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from metarl.envs.metaworld.names import SKILLS
+from metarl.envs.registry import FAMILIES
 from metarl.errors import TrainingError
 from metarl.experiments import load_run
 from metarl.experiments.cli import VERBS, main
@@ -96,6 +98,12 @@ def test_families_lists_all(capsys):
     assert by_name["half-cheetah-vel"]["splits"] == "train, held-out, out-of-range"
     assert by_name["gridnavi"]["action"] == "one of 5"
     assert by_name["point-dense"]["action"] == "2 numbers in [-1, 1]"
+    assert set(by_name) == set(FAMILIES)
+    # In the table one line stands for all single skills of Meta-World; their names are below.
+    assert out.count("metaworld-ml1-SKILL") == out.count("metaworld-mt1-SKILL") == 1
+    table = out[: out.index('{"families"')]
+    assert "metaworld-ml1-reach" not in table
+    assert all(skill in table for skill in SKILLS)
 
 
 def test_train_reports_its_run(run):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from metarl.envs.registry import make_family
 from metarl.experiments.cli import main
-from metarl.experiments.probe import last_steps, read_off
+from metarl.experiments.probe import last_steps, names_of, probe_run, read_off
 
 
 def normal(*shape, seed=0):
@@ -55,6 +56,31 @@ def test_memories_are_taken_where_episodes_end():
     active = episode < 2
     rollout = SimpleNamespace(episode=episode, active=active)
     assert last_steps(rollout, 2).tolist() == [[1, 0], [3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "count"),
+    [("half-cheetah-vel", "speed", 1), ("point-dense", "goal 0", 2), ("gridnavi", "task 0", 25)],
+)
+def test_every_number_of_a_task_has_a_name(name, first, count):
+    family = make_family(name)
+    tasks = family.sample_tasks(3, "train", torch.Generator().manual_seed(0))
+    names = names_of(SimpleNamespace(family=family), tasks)
+    assert names[0] == first
+    assert len(set(names)) == len(names) == tasks.features().shape[1] == count
+
+
+def test_what_is_the_same_in_all_tasks_is_left_out(monkeypatch):
+    def remembered(run, tasks, split, seed):
+        numbers = normal(tasks, 3, seed=seed)
+        numbers[:, 1] = 0.1 if split == "held-out" else numbers[:, 1]
+        return numbers.expand(2, -1, -1), numbers, ("a", "b", "c")
+
+    monkeypatch.setattr("metarl.experiments.probe.remembered", remembered)
+    names, r2 = probe_run(None, 200, seed=0)
+    assert names == ("a", "c")
+    assert r2.shape == (2, 2)
+    assert (r2 > 0.99).all()
 
 
 @pytest.fixture(scope="module")
