@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from metarl.configs import NEWER
 from metarl.errors import require_between
 from metarl.generators import policy_generator
-from metarl.memory import GRUMemory
+from metarl.memory import Carry, GRUMemory
 from metarl.networks import RunningNorm, action_dim
 from metarl.policy import Step
 from metarl.ppo import PPO, ActorCritic, Batch, PPOConfig
@@ -103,11 +103,15 @@ class RL2Policy:
         network: RecurrentActorCritic,
         deterministic: bool,
         generator: torch.Generator,
+        horizon: int,
         ablation: Ablation = "none",
     ) -> None:
-        """Act with `network`; an `ablation` takes parts of the memory away, to see what it does."""
+        """Act with `network`, trained on episodes of `horizon` steps.
+
+        An `ablation` takes parts of the memory away, to see what it does.
+        """
         self.network, self.deterministic, self.generator = network, deterministic, generator
-        self.ablation = ablation
+        self.horizon, self.ablation = horizon, ablation
 
     def begin(self, num_tasks: int, worlds_per_task: int) -> None:
         """Forget everything: hidden state and last action, reward and flag are zero."""
@@ -115,6 +119,7 @@ class RL2Policy:
         zeros = actor_critic.obs_norm.mean.new_zeros(worlds, 1).float()
         self.hidden = zeros.repeat(1, self.network.hidden)
         self.feedback = zeros.repeat(1, actor_critic.feedback_dim)
+        self.carry = Carry(self.horizon, self.hidden)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
@@ -136,6 +141,7 @@ class RL2Policy:
         """Keep the action, its reward and the boundary flag for the next input."""
         done = step.terminated | step.truncated
         self.feedback = self.network.feedback(self.action, step.reward, done)
+        self.hidden = self.carry.over(self.hidden, done)
         if self.ablation == "hidden-reset-every-episode":
             self.hidden = self.hidden * ~done.unsqueeze(-1)
 
@@ -159,12 +165,12 @@ class RL2:
     def policy(self, deterministic: bool = True, ablation: Ablation = "none") -> RL2Policy:
         """The present policy; an `ablation` takes parts of its memory away."""
         generator = policy_generator(self.generator.device)
-        return RL2Policy(self.network, deterministic, generator, ablation)
+        return RL2Policy(self.network, deterministic, generator, self.spec.horizon, ablation)
 
     def train_step(self, env: VectorEnv, progress: float) -> dict[str, float]:
         """One trial in a new task in every world of `env`, then PPO on all of them."""
         env.set_tasks(env.family.sample_tasks(env.num_envs, "train", self.task_generator))
-        explorer = RL2Policy(self.network, False, self.generator)
+        explorer = RL2Policy(self.network, False, self.generator, self.spec.horizon)
         rollout = run_trials(explorer, env, self.spec.episodes)
         features = cast(TaskBatch, env.tasks).features()
         self.network.actor_critic.task_norm.update(features)

@@ -139,7 +139,8 @@ def open_run(
         device: where the agent shall live.
         episodes: of a trial, which some policies plan by; 0 takes those that it was trained with.
         rollouts: episodes that such a policy takes a gradient step after; 0 takes those, too.
-        horizon: steps of an episode; 0 takes those, too.
+        horizon: steps of an episode; 0 takes those, too. Memories still know how many they were
+            trained on.
 
     Raises:
         UsageError: if it is no run folder, or none of its checkpoints is good or fits.
@@ -148,14 +149,15 @@ def open_run(
     config, where = folder.config, f"{path}/config.yaml"
     choose(f"agent in {where}", config.agent, AGENTS)
     family = family_of(config, where)
-    family = replace(family, horizon=horizon) if horizon else family
+    longer = {"horizon": horizon} if horizon else {}
     kind = AGENTS[config.agent].config_class()
     agent_config = from_plain(kind, config.agent_config, f"{where}: agent_config")
     if AGENTS[config.agent].plans:
-        family = replace(family, episodes=episodes or family.episodes)
+        family = replace(family, episodes=episodes or family.episodes, **longer)
         agent_config = replace(agent_config, rollouts=rollouts or agent_config.rollouts)
-    family = as_seen_by(config.agent, family, agent_config)
-    agent = build_agent(config.agent, agent_config, family, seed=0, device=check_device(device))
+    seen = as_seen_by(config.agent, family, agent_config)
+    agent = build_agent(config.agent, agent_config, seen, seed=0, device=check_device(device))
+    family = as_seen_by(config.agent, replace(family, **longer), agent_config)
     checkpoint = load_checkpoint(folder.checkpoints, ["agent"])
     folder.require_own(checkpoint.labels, checkpoint.path)
     try:

@@ -41,6 +41,27 @@ class GRUMemory(nn.Module):
         return states, last.squeeze(0)
 
 
+class Carry:
+    """What of a memory outlasts an episode: its state after as many steps as those of training.
+
+    In episodes that go on for longer, a memory sees what it has never seen, drifts, and would spoil
+    the episodes that follow. In those of training nothing changes.
+    """
+
+    def __init__(self, horizon: int, hidden: Tensor) -> None:
+        """Begin with states `hidden` `[B, H]`; training had episodes of `horizon` steps."""
+        self.horizon, self.kept = horizon, hidden
+        self.elapsed = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
+
+    def over(self, hidden: Tensor, done: Tensor) -> Tensor:
+        """The states `[B, H]` to go on with, after a step that ended episodes where `done`."""
+        self.elapsed += 1
+        self.kept = torch.where(self.elapsed <= self.horizon, hidden, self.kept)
+        ended = done.unsqueeze(-1)
+        self.elapsed = self.elapsed.masked_fill(ended, 0)
+        return torch.where(ended, self.kept, hidden)
+
+
 def feedback(
     head: GaussianHead | CategoricalHead, action: Tensor, reward: Tensor, done: Tensor
 ) -> Tensor:

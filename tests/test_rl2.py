@@ -14,6 +14,7 @@ from metarl.adaptation import evaluate
 from metarl.agents.rl2 import ABLATIONS, RL2, NonAdaptiveConfig, RL2Config, RL2Policy
 from metarl.envs.registry import make_family
 from metarl.errors import TrainingError, UsageError
+from metarl.memory import Carry
 from metarl.oracle import TaskInObservation
 from metarl.rollout import run_trials
 from metarl.tasks import Family
@@ -24,7 +25,7 @@ SMALL = RL2Config(embedding=8, hidden=8, layers=(16,), epochs=2, minibatches=2, 
 def collect(family: CountingFamily, config: RL2Config = SMALL) -> tuple[RL2, Any, Any]:
     agent, env = RL2(config, family.spec(), seed=0), family.make_worlds(3)
     env.set_tasks(family.sample_tasks(3, "train", torch.Generator()))
-    policy = RL2Policy(agent.network, False, torch.Generator().manual_seed(0))
+    policy = RL2Policy(agent.network, False, torch.Generator().manual_seed(0), family.horizon)
     rollout = run_trials(policy, env, family.episodes)
     return agent, rollout, agent.prepare(rollout, env.tasks.features())
 
@@ -89,7 +90,7 @@ def test_hidden_states_recomputed_for_learning_are_those_of_acting(reward_norm: 
             return action
 
     states: list[Tensor] = []
-    policy = Recording(agent.network, False, torch.Generator().manual_seed(0))
+    policy = Recording(agent.network, False, torch.Generator().manual_seed(0), family.horizon)
     rollout = run_trials(policy, env, 2)
     batch = agent.prepare(rollout, env.tasks.features())
     torch.testing.assert_close(batch.hidden[1:], torch.stack(states)[:-1], atol=1e-5, rtol=1e-4)
@@ -117,6 +118,16 @@ def test_observations_are_left_as_they_are_on_request() -> None:
         agent.train_step(family.make_worlds(2, seed=0), 0.0)
         shown = agent.network.actor_critic.obs_norm(obs)
         assert torch.allclose(shown, obs, atol=1e-6) is not normalize
+
+
+def test_memories_outlast_an_episode_as_they_were_after_the_steps_of_training() -> None:
+    carry = Carry(2, torch.zeros(2, 1))
+    states = torch.arange(1.0, 6.0).view(5, 1, 1).expand(5, 2, 1)
+    ends = torch.tensor([[0, 0], [0, 1], [0, 0], [1, 0], [0, 1]], dtype=torch.bool)
+    carried = torch.stack([carry.over(x, done) for x, done in zip(states, ends, strict=True)])
+    # The first world's episode has 4 steps, two more than in training; the second's 2, then 3.
+    assert carried[:, 0, 0].tolist() == [1.0, 2.0, 3.0, 2.0, 5.0]
+    assert carried[:, 1, 0].tolist() == [1.0, 2.0, 3.0, 4.0, 4.0]
 
 
 def test_chunks_hold_every_step_once() -> None:
