@@ -13,7 +13,7 @@ import torch
 from metarl.envs.metaworld import package, python_worlds, starts
 from metarl.envs.metaworld.experts import Experts, expert
 from metarl.envs.metaworld.families import FAMILIES
-from metarl.envs.metaworld.names import SEVERAL, SKILLS
+from metarl.envs.metaworld.names import SEVERAL, SKILLS, TEST_SKILLS, TRAIN_SKILLS
 from metarl.envs.metaworld.skills import skills
 from metarl.envs.metaworld.starts import sawyer
 from metarl.errors import UsageError
@@ -124,8 +124,11 @@ def test_names_are_those_of_the_package():
         train = list(listed["train"] if name.startswith("ml") else listed)
         test = list(listed["test"]) if name.startswith("ml") else []
         # ML25 holds out a skill that it also trains on.
-        once = list(dict.fromkeys([*train, *test]))
-        assert [f"{skill}-v3" for skill in family.skills] == once
+        once = {*train, *test}
+        assert {f"{skill}-v3" for skill in TRAIN_SKILLS[name]} == set(train)
+        assert {f"{skill}-v3" for skill in TEST_SKILLS.get(name, ())} == set(test)
+        assert {f"{skill}-v3" for skill in family.skills} == once
+        assert len(family.skills) == len(once)
         assert len(train) + len(test) - len(once) == (name == "ml25")
         assert (len(train), len(test)) == (count, 5 if name.startswith("ml") else 0)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metarl.envs.metaworld import package
-from metarl.envs.metaworld.names import SEVERAL, SKILLS
+from metarl.envs.metaworld.names import SEVERAL, SKILLS, skills_of
 from metarl.envs.metaworld.python_worlds import PackageWorlds
 from metarl.envs.metaworld.skills import skills
 from metarl.envs.metaworld.starts import FRAME, Sawyer, Start, sawyer
@@ -126,7 +126,7 @@ class MetaWorld(Family):
     @property
     def skills(self) -> tuple[str, ...]:
         """The family's skills, E of them."""
-        return (self.skill,) if self.skill is not None else package.skills_of(self.benchmark)
+        return (self.skill,) if self.skill is not None else skills_of(self.benchmark)
 
     @property
     def observation_space(self) -> gym.spaces.Box:

@@ -63,8 +63,66 @@ SKILLS: tuple[str, ...] = (
 SEVERAL: tuple[str, ...] = ("ml10", "ml25", "ml45", "mt10", "mt25", "mt50")
 """Benchmarks of several skills."""
 
-REWARD_VERSIONS: tuple[str, ...] = ("v2", "v1")
-"""Meta-World's reward functions; v2 is the one of its second paper and the package's default."""
+_MT10 = (
+    "reach",
+    "push",
+    "pick-place",
+    "door-open",
+    "drawer-open",
+    "drawer-close",
+    "button-press-topdown",
+    "peg-insert-side",
+    "window-open",
+    "window-close",
+)
+_MT25 = (
+    *_MT10,
+    "coffee-pull",
+    "pick-out-of-hole",
+    "disassemble",
+    "pick-place-wall",
+    "basketball",
+    "stick-pull",
+    "button-press-wall",
+    "faucet-open",
+    "door-lock",
+    "lever-pull",
+    "sweep-into",
+    "faucet-close",
+    "coffee-button",
+    "button-press-topdown-wall",
+    "dial-turn",
+)
+TRAIN_SKILLS: dict[str, tuple[str, ...]] = {
+    "ml10": (
+        "reach",
+        "push",
+        "pick-place",
+        "door-open",
+        "drawer-close",
+        "button-press-topdown",
+        "peg-insert-side",
+        "window-open",
+        "sweep",
+        "basketball",
+    ),
+    "ml25": _MT25,
+    "mt10": _MT10,
+    "mt25": _MT25,
+    "mt50": SKILLS,
+}
+TEST_SKILLS: dict[str, tuple[str, ...]] = {
+    "ml10": ("drawer-open", "door-close", "shelf-place", "sweep-into", "lever-pull"),
+    "ml25": ("basketball", "door-close", "shelf-place", "sweep", "button-press"),
+    "ml45": ("bin-picking", "box-close", "hand-insert", "door-lock", "door-unlock"),
+}
+"""of the benchmarks that hold skills out, by benchmark; the package's own lists, as a test holds"""
+TRAIN_SKILLS["ml45"] = tuple(skill for skill in SKILLS if skill not in TEST_SKILLS["ml45"])
+
+
+def skills_of(benchmark: str) -> tuple[str, ...]:
+    """The skills of a benchmark of several, those of training first, each once."""
+    return tuple(dict.fromkeys((*TRAIN_SKILLS[benchmark], *TEST_SKILLS.get(benchmark, ()))))
 
 
 PREFIX = "metaworld-"

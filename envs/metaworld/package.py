@@ -16,6 +16,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from metarl.envs.physics.model import capture_warnings
 from metarl.errors import UsageError
 
 WELD = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 5.0)
@@ -55,6 +56,7 @@ def metaworld() -> Any:
             f"{', '.join(f'{known}.*' for known in VERSIONS)} only: "
             "pip install 'metaworld==3.0.*'"
         )
+    capture_warnings()
     base: Any = SawyerMocapBase
     base.reset_mocap_welds = reset_mocap_welds
     return package
@@ -122,11 +124,3 @@ def _vectors(tasks: list[Any]) -> Vectors:
         skill = task.env_name.removesuffix("-v3")
         found.setdefault(skill, []).append(pickle.loads(task.data)["rand_vec"])
     return {skill: np.array(vectors, dtype=np.float64) for skill, vectors in found.items()}
-
-
-@cache
-def skills_of(name: str) -> tuple[str, ...]:
-    """The skills of a benchmark of several, those of training first."""
-    table = getattr(metaworld().env_dict, f"{name.upper()}_V3")
-    both = [*table["train"], *table["test"]] if name.startswith("ml") else list(table)
-    return tuple(dict.fromkeys(skill.removesuffix("-v3") for skill in both))
