@@ -61,6 +61,12 @@ def both(a: Tensor, b: Tensor) -> Tensor:
     return product / (a + b - product).clamp_min(TINY)
 
 
+def share(where: Tensor, much: float) -> Tensor:
+    """As much as given where something holds, bool `[C]`, and 0 elsewhere, `[C]`."""
+    # A number times truth values would be rounded to float32.
+    return much * where.double()
+
+
 def closing(action: Tensor, effort: float = 1.0) -> Tensor:
     """How much the gripper is asked to close, from 0 to 1 at an `effort` or more, `[C]`."""
     return action[:, 3].clamp(0.0, effort) / effort

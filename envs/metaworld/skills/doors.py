@@ -16,6 +16,7 @@ from metarl.envs.metaworld.shaping import (
     from_above,
     gaussian_tolerance,
     grip,
+    share,
     tolerance,
 )
 
@@ -34,7 +35,7 @@ def open_door(s: Scene) -> Outcome:
 
     angle = s.joint("doorjoint")
     still_to_go = math.pi / 2.0 + math.pi / 6.0 + angle
-    opened = 0.2 * (angle < -math.pi / 90.0) + 0.8 * tolerance(still_to_go, 0.5, math.pi / 3.0)
+    opened = share(angle < -math.pi / 90.0, 0.2) + 0.8 * tolerance(still_to_go, 0.5, math.pi / 3.0)
     success = (s.obj[:, 0] - s.target[:, 0]).abs() <= 0.08
     return torch.where(success, 10.0, 2.0 * both(ready, grip(s.action)) + 8.0 * opened), success
 

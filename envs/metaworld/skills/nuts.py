@@ -13,6 +13,7 @@ from metarl.envs.metaworld.shaping import (
     from_above,
     grip,
     hover,
+    share,
     tolerance,
 )
 from metarl.envs.metaworld.skills.tools import along_handle, turned
@@ -49,7 +50,7 @@ def assemble(s: Scene) -> Outcome:
     # Away from the peg, the nut should be at a height rather than at the goal's.
     off[:, 2] = 3.0 * (hover(radius, 0.01, 0.02, 0.2) - centre[:, 2])
     near = tolerance(torch.linalg.vector_norm(off, dim=-1), 0.02, 0.4)
-    in_place = 0.1 * ((centre[:, 2] > 0.02) | (radius < 0.01)) + 0.9 * near
+    in_place = share((centre[:, 2] > 0.02) | (radius < 0.01), 0.1) + 0.9 * near
     reward = (2.0 * hold_nut(s, "medium") + 6.0 * in_place) * turned(s, QUARTER_TURN, 0.4)
     return torch.where(success, 10.0, reward), success
 
@@ -58,7 +59,7 @@ def disassemble(s: Scene) -> Outcome:
     """Lift the nut off the peg."""
     centre = s.site("RoundNut")
     goal = s.target + s.obj.new_tensor([0.0, 0.0, 0.1])
-    in_place = 0.1 * (centre[:, 2] > 0.02) + 0.9 * tolerance(distance(goal, centre), 0.02, 0.2)
+    in_place = share(centre[:, 2] > 0.02, 0.1) + 0.9 * tolerance(distance(goal, centre), 0.02, 0.2)
     reward = (2.0 * hold_nut(s, "high") + 6.0 * in_place) * turned(s, QUARTER_TURN, 0.4)
     success = s.obj[:, 2] > s.target[:, 2]
     return torch.where(success, 10.0, reward), success
@@ -75,7 +76,7 @@ def close_box(s: Scene) -> Outcome:
     ready = both(from_above(s.hand, lid, 0.02), tolerance(distance(s.hand, lid), 0.02, 0.5))
     scale = s.obj.new_tensor([1.0, 1.0, 3.0])
     near = tolerance(distance(lid * scale, s.target * scale), 0.05, 0.25)
-    lifted = 0.2 * (lid[:, 2] > 0.04) + 0.8 * near
+    lifted = share(lid[:, 2] > 0.04, 0.2) + 0.8 * near
     success = distance(s.obj, s.target) < 0.08
     reward = torch.where(success, 10.0, 2.0 * both(grip(s.action), ready) + 8.0 * lifted)
     return reward * turned(s, QUARTER_TURN, 0.2), success

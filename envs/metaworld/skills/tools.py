@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metarl.envs.metaworld.scene import Outcome, Scene, Skill, pose
-from metarl.envs.metaworld.shaping import both, caging, distance, tolerance
+from metarl.envs.metaworld.shaping import both, caging, distance, share, tolerance
 
 BOTTLE = 0.12
 """distance of the bottle from the goal that solves, m"""
@@ -38,7 +38,7 @@ def see_hammer(s: Scene) -> Tensor:
 def hammer(s: Scene) -> Outcome:
     """Hold the hammer upright, bring its head to the nail and drive the nail in."""
     head = s.obj + s.obj.new_tensor([0.16, 0.06, 0.0])
-    in_place = 0.1 * (head[:, 2] > 0.02) + 0.9 * tolerance(distance(head, s.target), 0.02, 0.2)
+    in_place = share(head[:, 2] > 0.02, 0.1) + 0.9 * tolerance(distance(head, s.target), 0.02, 0.2)
     handle = along_handle(s, 0.07)
     grasped = caging(s, handle, radius=0.015, pads_within=0.02, xz_within=0.01, density="high")
     reward = (2.0 * grasped + 6.0 * in_place) * turned(s, (1.0, 0.0, 0.0, 0.0), 0.4)
