@@ -27,6 +27,8 @@ from metarl.vector import VectorEnv
 Peer = Literal["none", "bare", "gymnasium", "envpool", "shared-model", "metaworld"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
 
+MOST_PROCESSES = 32
+"""worlds of Meta-World in processes of their own, at most"""
 ACTION_BATCHES = 32
 """How many random action batches are drawn; the windows go round them."""
 RANDOMISED_FIELDS = ("body_mass", "body_inertia", "dof_damping", "geom_friction")
@@ -216,14 +218,18 @@ def _make_vec(family: Family, num_worlds: int, mode: str) -> gym.vector.VectorEn
 def _gymnasium(ours: Side, env: VectorEnv, threads: int) -> Side:
     """The faster of gymnasium's vector modes; each is timed briefly to find out."""
     actions = [a.cpu().numpy() for a in ours.actions]
+    metaworld = isinstance(env.family, MetaWorld)
+    # Processes with Meta-World's models take 100 MB each.
+    modes = ("sync",) if metaworld and env.num_envs > MOST_PROCESSES else ("sync", "async")
     sides = []
-    for mode in ("sync", "async"):
-        made = gymnasium_worlds if isinstance(env.family, MetaWorld) else _make_vec
+    for mode in modes:
+        made = gymnasium_worlds if metaworld else _make_vec
         worlds = made(env.family, env.num_envs, mode)  # type: ignore[arg-type]
         sides.append(Side(worlds.step, actions, close=worlds.close, name=f"gymnasium {mode}"))
         measure(sides[-1:], windows=3, seconds=0.3)
-    slow, fast = sorted(sides, key=lambda side: median(side.rates))
-    slow.close()
+    *slow, fast = sorted(sides, key=lambda side: median(side.rates))
+    for side in slow:
+        side.close()
     fast.rates = []
     return fast
 
