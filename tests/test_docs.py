@@ -233,5 +233,6 @@ def test_the_readme_names_every_few_shot_method_and_data_set(name):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
     targets = LINK.findall((ROOT / document).read_text())
-    missing = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
+    folder = (ROOT / document).parent
+    missing = [t for t in targets if "://" not in t and not (folder / t).exists()]
     assert missing == []
