@@ -236,6 +236,11 @@ def _gymnasium(ours: Side, env: VectorEnv, threads: int) -> Side:
 
 def _envpool(ours: Side, env: VectorEnv, threads: int) -> Side:
     """The worlds of envpool, in C++."""
+    family = env.family
+    if isinstance(family, MetaWorld):
+        name, options = envpool_task(family)
+    else:
+        name, options = _gymnasium_id(family), _options(family, "envpool")
     try:
         envpool = importlib.import_module("envpool")
     except ImportError as error:
@@ -243,11 +248,6 @@ def _envpool(ours: Side, env: VectorEnv, threads: int) -> Side:
             "bench rollout: envpool is not installed; install it with: pip install 'metarl[bench]' "
             f"({error})"
         ) from None
-    family = env.family
-    if isinstance(family, MetaWorld):
-        name, options = envpool_task(family)
-    else:
-        name, options = _gymnasium_id(family), _options(family, "envpool")
     worlds = envpool.make(
         name,
         env_type="gymnasium",
