@@ -24,7 +24,6 @@ _KINDS = {
     "site": mujoco.mjtObj.mjOBJ_SITE,
     "joint": mujoco.mjtObj.mjOBJ_JOINT,
 }
-_POSITIONS = {"body": "xpos", "geom": "geom_xpos", "site": "site_xpos"}
 _MATRICES = {"body": "xmat", "geom": "geom_xmat", "site": "site_xmat"}
 _PADS = ("leftpad_geom", "rightpad_geom")
 

@@ -20,7 +20,7 @@ TINY = 1e-300
 """stands for 0 where something is divided by it"""
 PADS_WITHIN = 0.05
 """distance of a pad from the middle of an object that counts as near in `pinching`, m"""
-_GAUSSIAN = -0.5 * (-2.0 * math.log(0.1))
+_AT_MARGIN = math.log(0.1)
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -50,9 +50,9 @@ def tolerance(
 def gaussian_tolerance(
     x: Tensor, upper: float | Tensor, margin: float | Tensor, lower: float | Tensor | None = 0.0
 ) -> Tensor:
-    """As `tolerance`, with a Gaussian instead of the long tail."""
+    """As `tolerance`, with a Gaussian instead of the long tail: 0.1^((d / margin)²)."""
     width = margin.clamp_min(TINY) if isinstance(margin, Tensor) else max(margin, TINY)
-    return torch.exp(_GAUSSIAN * (outside(x, upper, lower) / width).square())
+    return torch.exp(_AT_MARGIN * (outside(x, upper, lower) / width).square())
 
 
 def both(a: Tensor, b: Tensor) -> Tensor:
