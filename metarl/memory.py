@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metarl.acceleration import unmixed
 from metarl.networks import CategoricalHead, GaussianHead, mlp
 
 
@@ -37,7 +38,8 @@ class GRUMemory(nn.Module):
         """States `[L, C, H]` after each input `x` `[L, C, X]`, from `[C, H]`, and the last one."""
         if len(x) == 0:
             return hidden.new_zeros(0, *hidden.shape), hidden
-        states, last = self.gru(self.embed(x), hidden.unsqueeze(0))
+        with unmixed(x.device):
+            states, last = self.gru(self.embed(x), hidden.unsqueeze(0))
         return states, last.squeeze(0)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarl.acceleration import unmixed, whole
 from metarl.distributions import Categorical, Gaussian
 
 
@@ -76,7 +77,8 @@ class GaussianHead(nn.Module):
 
     def forward(self, features: Tensor) -> Gaussian:
         """The distribution of actions."""
-        return Gaussian(self.mean(features), self.log_std)
+        with unmixed(features.device):
+            return Gaussian(self.mean(whole(features)), self.log_std)
 
     def encode(self, action: Tensor) -> Tensor:
         """Actions as network inputs, `[..., A]`."""
@@ -94,7 +96,8 @@ class CategoricalHead(nn.Module):
 
     def forward(self, features: Tensor) -> Categorical:
         """The distribution of actions."""
-        return Categorical(self.logits(features))
+        with unmixed(features.device):
+            return Categorical(self.logits(whole(features)))
 
     def encode(self, action: Tensor) -> Tensor:
         """Actions as network inputs: one-hot `[..., actions]`."""
@@ -166,7 +169,8 @@ class ReluMLP(nn.Sequential):
         """Map `[..., in]` to `[..., out]`."""
         layers = [layer for layer in self if isinstance(layer, nn.Linear)]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        return relu_layers(x.reshape(-1, x.shape[-1]), weights, biases).view(*x.shape[:-1], -1)
+        rows = relu_layers(x.reshape(-1, x.shape[-1]), weights, biases)
+        return whole(rows).view(*x.shape[:-1], -1)
 
 
 def relu_mlp(sizes: Sequence[int], out: int, last: float | None = None) -> ReluMLP:
@@ -216,7 +220,7 @@ class EnsembleMLP(nn.Module):
             h = rows.expand(len(weights[0]), -1, -1)
             for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
                 h = torch.baddbmm(bias, h.relu_() if k else h, weight)
-        return h.view(-1, *x.shape[:-1])
+        return whole(h).view(-1, *x.shape[:-1])
 
 
 class TanhGaussianHead(nn.Module):

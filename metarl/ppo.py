@@ -18,6 +18,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from metarl.acceleration import for_learning, mixed, whole
 from metarl.configs import NEWER
 from metarl.distributions import Distribution
 from metarl.errors import TrainingError, require_between, require_positive, require_widths
@@ -109,7 +110,8 @@ class ActorCritic(nn.Module):
 
     def value(self, obs: Tensor, known: Tensor, privileged: Tensor) -> Tensor:
         """V `[...]` of normalised `obs`, what is known, and what only the critic is told."""
-        return cast(Tensor, self.critic(torch.cat([obs, known, privileged], -1))).squeeze(-1)
+        value = cast(Tensor, self.critic(torch.cat([obs, known, privileged], -1)))
+        return whole(value).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,9 @@ class Batch:
         return self.map(lambda x: x[:, index])
 
 
+@for_learning
 def loss(
-    network: ActorCritic, batch: Batch, known: Tensor, config: PPOConfig, entropy_weight: float
+    network: ActorCritic, batch: Batch, known: Tensor, config: PPOConfig, entropy_weight: Tensor
 ) -> dict[str, Tensor]:
     """PPO's losses on chunks `[L, C]`, where the policy knows `known` `[L, C, K]`."""
     chances = network.distribution(batch.obs, known)
@@ -198,8 +201,9 @@ class PPO:
         clock = flat["elapsed"] / self.spec.horizon, flat["episode"] / self.spec.episodes
         task = network.task_norm(features).repeat_interleave(rollout.obs.shape[2], 0)
         privileged = torch.cat([task.expand(len(obs), -1, -1), torch.stack(clock, -1)], -1)
-        chances = network.distribution(obs, known)
-        value = network.value(obs, known, privileged)
+        with mixed():
+            chances = network.distribution(obs, known)
+            value = network.value(obs, known, privileged)
         # Rewards are divided by the spread of the discounted return, so that one learning rate
         # and one Huber threshold serve every family; the memory sees them as they are.
         past = running_returns(reward * active, self.config.gamma)
@@ -239,7 +243,9 @@ class PPO:
         config, name = self.config, self.config.name
         rates = config.learning_rate, config.final_learning_rate
         set_learning_rate(self.optimizer, *rates, progress)
-        entropy_weight = linear(config.entropy, 0.0, progress)
+        # A tensor, as what is compiled would be compiled anew for every other number.
+        entropy = linear(config.entropy, 0.0, progress)
+        entropy_weight = torch.full((), entropy, device=batch.obs.device)
         chunks = batch.chunks(length or len(batch.obs))
         count = chunks.obs.shape[1]
         if count == 0:

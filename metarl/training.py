@@ -11,7 +11,14 @@ from typing import ClassVar
 
 import torch
 
+from metarl.acceleration import (
+    Acceleration,
+    Precision,
+    deterministic_kernels,
+    require_allowed,
+)
 from metarl.adaptation import AdaptationCurve, evaluate
+from metarl.configs import NEWER
 from metarl.errors import UsageError, require_between, require_positive
 from metarl.generators import untouched_global_generators
 from metarl.policy import Agent, worlds_per_task
@@ -40,6 +47,14 @@ class TrainingConfig:
     """held-out tasks of an evaluation, the same each time"""
     checkpoint_every: int = 1
     """iterations between checkpoints"""
+    compile: bool = field(default=False, metadata=NEWER)
+    """let torch compile what the agent acts and learns by; it must agree with what is not
+    compiled, and takes up to some minutes at first"""
+    precision: Precision = field(default="float32", metadata=NEWER)
+    """bits of the products of matrices while training: tf32 rounds their factors on a GPU that can,
+    bfloat16 those of learning, not of acting, still more"""
+    deterministic_kernels: bool = field(default=False, metadata=NEWER)
+    """on a GPU, too, have the same seed give the same bits, which is slower; a CPU does anyway"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
@@ -84,17 +99,20 @@ def train(
     Raises:
         Interrupted: SIGINT or SIGTERM arrived; everything is saved.
         TrainingError: a loss or gradient is not finite; the last checkpoint is from before.
-        UsageError: the disk is full, or no checkpoint is good or fits.
+        UsageError: the disk is full, no checkpoint is good or fits, or the agent cannot be
+            compiled or trained with the precision that is asked for.
     """
-    trainee = _AgentInWorlds(agent, family, run, config, torch.device(device), threads)
+    require_allowed(agent, config.compile, config.precision)
     schedule = Schedule(
         config.total_steps, config.seed, config.evaluate_every, config.checkpoint_every
     )
-    trainer = Trainer(trainee, run, schedule)
-    try:
-        trainer.run_all(resume)
-    finally:
-        trainee.env.close()
+    with deterministic_kernels(config.deterministic_kernels):
+        trainee = _AgentInWorlds(agent, family, run, config, torch.device(device), threads)
+        trainer = Trainer(trainee, run, schedule)
+        try:
+            trainer.run_all(resume)
+        finally:
+            trainee.env.close()
     return Training(trainer.counters, trainer.figures, trainee.curve)
 
 
@@ -114,6 +132,7 @@ class _AgentInWorlds:
     ) -> None:
         self.agent, self.family, self.run, self.config = agent, family, run, config
         self.device, self.threads = device, threads
+        self.acceleration = Acceleration(config.compile, config.precision, device)
         self.env = family.make_worlds(
             config.num_worlds, device=device, seed=config.seed, threads=threads
         )
@@ -122,7 +141,8 @@ class _AgentInWorlds:
 
     def iterate(self, done: int) -> dict[str, float]:
         """One iteration of the agent."""
-        return self.agent.train_step(self.env, done / self.config.total_steps)
+        with self.acceleration.in_force():
+            return self.agent.train_step(self.env, done / self.config.total_steps)
 
     def describe(self, figures: Mapping[str, float]) -> str:
         """The returns of the first and the last episode."""
