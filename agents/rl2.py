@@ -19,7 +19,9 @@ from typing import Any, ClassVar, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from metarl.acceleration import for_acting
 from metarl.configs import NEWER
+from metarl.distributions import Distribution
 from metarl.errors import require_between
 from metarl.generators import policy_generator
 from metarl.memory import Carry, GRUMemory
@@ -95,6 +97,24 @@ class RecurrentActorCritic(nn.Module):
         return states, last
 
 
+@for_acting
+def think(
+    network: RecurrentActorCritic, obs: Tensor, feedback: Tensor, hidden: Tensor
+) -> tuple[Distribution, Tensor]:
+    """The chances of actions for `obs` `[B, O]`, and the memory's state after it, `[B, H]`.
+
+    Args:
+        network: with K = H.
+        obs: as the worlds show it.
+        feedback: what the last action brought, `[B, A + 2]`.
+        hidden: the memory's state before, `[B, H]`.
+    """
+    obs = network.actor_critic.obs_norm(obs)
+    if network.hidden:
+        hidden = network.remember(torch.cat([obs, feedback], -1).unsqueeze(0), hidden)[1]
+    return network.actor_critic.distribution(obs, hidden), hidden
+
+
 class RL2Policy:
     """The adaptive policy: everything it learns about a task is in its hidden state."""
 
@@ -124,16 +144,11 @@ class RL2Policy:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Update the memory with `obs` `[B, O]` and choose actions."""
-        network = self.network
-        obs = network.actor_critic.obs_norm(obs)
-        if network.hidden:
-            if self.ablation == "hidden-reset-every-step":
-                self.hidden = torch.zeros_like(self.hidden)
-            if self.ablation == "inputs-zeroed":
-                self.feedback.zero_()
-            x = torch.cat([obs, self.feedback], -1).unsqueeze(0)
-            self.hidden = network.remember(x, self.hidden)[1]
-        chances = network.actor_critic.distribution(obs, self.hidden)
+        if self.ablation == "hidden-reset-every-step":
+            self.hidden = torch.zeros_like(self.hidden)
+        if self.ablation == "inputs-zeroed":
+            self.feedback.zero_()
+        chances, self.hidden = think(self.network, obs, self.feedback, self.hidden)
         self.action = chances.mode() if self.deterministic else chances.sample(self.generator)
         return self.action
 

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarl.acceleration import for_acting
 from metarl.agents.task_inference import InferenceConfig, TaskVAE, Trials, elbo
-from metarl.distributions import Gaussian
+from metarl.distributions import Distribution, Gaussian
 from metarl.errors import require_between, require_positive
 from metarl.generators import policy_generator
 from metarl.networks import CategoricalHead, RunningNorm
@@ -116,6 +117,21 @@ class VariBADNetwork(nn.Module):
         )
 
 
+@for_acting
+def choose(network: VariBADNetwork, obs: Tensor, belief: Gaussian) -> Distribution:
+    """The chances of actions for `obs` `[B, O]`, as the worlds show it, and beliefs `[B, Z]`."""
+    actor_critic = network.actor_critic
+    return actor_critic.distribution(actor_critic.obs_norm(obs), network.known(belief))
+
+
+@for_acting
+def absorb(network: VariBADNetwork, step: Step, action: Tensor, state: Tensor) -> Tensor:
+    """The state of the encoder's memory, `[B, H]`, after what `action` brought."""
+    done = step.terminated | step.truncated
+    x = network.inputs(step.next_obs, action, step.reward, done)
+    return network.vae.memory(x.unsqueeze(0), state)[1]
+
+
 class VariBADPolicy:
     """The adaptive policy: a belief that every step updates."""
 
@@ -145,8 +161,7 @@ class VariBADPolicy:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Choose actions for `obs` `[B, O]` and the present belief."""
-        actor_critic, known = self.network.actor_critic, self.network.known(self.belief)
-        chances = actor_critic.distribution(actor_critic.obs_norm(obs), known)
+        chances = choose(self.network, obs, self.belief)
         self.action = chances.mode() if self.deterministic else chances.sample(self.generator)
         return self.action
 
@@ -155,10 +170,9 @@ class VariBADPolicy:
         """Update the belief by what the action brought."""
         if self.ablation == "belief-fixed":
             return
-        done = step.terminated | step.truncated
-        x = self.network.inputs(step.next_obs, self.action, step.reward, done)
-        self.state = self.network.vae.memory(x.unsqueeze(0), self.state)[1]
+        self.state = absorb(self.network, step, self.action, self.state)
         if self.ablation == "belief-reset-every-episode":
+            done = step.terminated | step.truncated
             self.state = self.state * ~done.unsqueeze(-1)
         self._believe()
 
