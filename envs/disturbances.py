@@ -182,7 +182,7 @@ class Disturbances:
         self.push_left = (self.push_left - 1).clamp(min=0)
         begins = (self.push_left == 0) & (start < PUSHES_PER_SECOND * self.dt)
         angle = 2.0 * math.pi * direction.double()
-        self.push_left[begins] = max(round(PUSH_SECONDS / self.dt), 1)
+        self.push_left.masked_fill_(begins, max(round(PUSH_SECONDS / self.dt), 1))
         strength = self.settings.push_force
         self.force[:, 0] = torch.where(begins, strength * angle.cos(), self.force[:, 0])
         self.force[:, 1] = torch.where(begins, strength * angle.sin(), self.force[:, 1])
@@ -206,10 +206,11 @@ class Disturbances:
         Until later readings arrive, the one of `obs` `[W, O]` with its noise is all that is shown;
         until commands arrive, the actuators get 0.
         """
-        self.commands[:, mask] = 0.0
-        self.executed[mask] = 0.0
-        self.shown[:, mask] = self._reading(obs, normal)[mask]
-        self.push_left[mask] = 0
+        rows = mask.unsqueeze(-1)
+        self.commands.masked_fill_(rows, 0.0)
+        self.executed.masked_fill_(rows, 0.0)
+        self.shown = torch.where(rows, self._reading(obs, normal), self.shown)
+        self.push_left.masked_fill_(mask, 0)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of everything that is under way."""

@@ -20,7 +20,8 @@ import torch
 
 from metarl.envs.physics import CpuPhysics, Model
 from metarl.envs.randomization import Randomization, Vary
-from metarl.envs.robot import Robot, RobotWorlds
+from metarl.envs.robot import Robot
+from metarl.envs.robot_worlds import RobotWorlds
 from metarl.errors import UsageError
 
 _INTEGRATORS = {

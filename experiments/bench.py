@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metarl.envs.metaworld.families import MetaWorld
 from metarl.envs.physics import PhysicsWorlds
-from metarl.envs.robot import RobotWorlds
+from metarl.envs.robot_worlds import RobotWorlds
 from metarl.errors import UsageError
 from metarl.experiments.bench_metaworld import envpool_task, gymnasium_worlds, package_worlds
 from metarl.experiments.timing import Side, check_windows, measure, median_ratio, torch_threads

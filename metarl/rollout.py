@@ -140,6 +140,7 @@ def run_trials(
         obs = next_obs
         if on_step is not None:
             on_step(step)
+    env.check()
     return recorder.rollout()
 
 

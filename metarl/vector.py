@@ -136,6 +136,13 @@ class VectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Any]):
         """
         self._resting = worlds
 
+    def check(self) -> None:
+        """Tell what went wrong since the last call and could not be told at once.
+
+        Worlds on a device count it there; to look at the counts waits for the device, so callers
+        do it once a rollout.
+        """
+
     def dump_unstable_to(self, folder: Path) -> None:
         """Where simulations that blow up leave their last step; worlds without physics cannot."""
 

@@ -8,7 +8,7 @@ import torch
 from metarl.envs.physics import CpuPhysics
 from metarl.envs.randomization import Randomization, Vary
 from metarl.envs.registry import make_family
-from metarl.envs.robot import RobotWorlds
+from metarl.envs.robot_worlds import RobotWorlds
 from metarl.rollout import run_trials
 
 WORLDS = 8

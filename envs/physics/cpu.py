@@ -16,7 +16,7 @@ import torch
 from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch, SimulationError
 from torch import Tensor
 
-from metarl.envs.physics.interface import Snapshot
+from metarl.envs.physics.interface import Physics, Snapshot, Troubles
 from metarl.envs.physics.model import Model, capture_warnings
 from metarl.errors import UsageError
 
@@ -31,13 +31,38 @@ MODEL, MOVED, DERIVED = "model.", "moved.", "derived."
 constants derived from them or without, and those of data that follow from the state."""
 
 
-def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries whose names begin with `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
+def check_model_field(physics: Physics, name: str, values: Tensor) -> None:
+    """Refuse values `[num_worlds, ...]` that no world can have of a field of `MjModel`.
+
+    Raises:
+        UsageError: for an unknown field, a wrong shape or values MuJoCo refuses.
+    """
+    where = f"physics of {physics.model.path}"
+    if name not in MODEL_FIELDS:
+        raise UsageError(f"{where}: no field named {name!r} in MjModel can be randomised")
+    shape = tuple(physics.shared(name).shape)
+    if tuple(values.shape) != shape:
+        raise UsageError(f"{where}: {name} must have shape {shape}, got {tuple(values.shape)}")
+    if not bool(torch.isfinite(values).all()):
+        raise UsageError(f"{where}: {name} must be finite")
+    # MuJoCo's compiler refuses such bodies, its batch does not.
+    # Bodies that are part of another one may have none of their own.
+    compiled = physics.model.compiled
+    moving = torch.from_numpy((compiled.body_weldid != 0) & (compiled.body_mass > 0))
+    positive = name in ("body_mass", "body_inertia")
+    if positive and bool((values[:, moving.to(values.device)] <= 0).any()):
+        raise UsageError(f"{where}: {name} of bodies that move must be above 0")
+
+
 class CpuPhysics:
     """`Physics` on `mujoco.batch.Batch`; fields are float64 tensors that share its memory."""
+
+    deferred = False
 
     def __init__(self, model: Model, num_worlds: int, threads: int = 1) -> None:
         """Make `num_worlds` simulations of `model`, stepped by `threads` threads.
@@ -148,29 +173,13 @@ class CpuPhysics:
     def randomise(self, fields: Mapping[str, Tensor], *, derive: bool = True) -> None:
         """See `Physics.randomise`; one `set_const` for all fields of the call."""
         for name, values in fields.items():
-            self._check_model_field(name, values)
+            check_model_field(self, name, values)
         for name, values in fields.items():
             self._batch.expand(name)[...] = values.to("cpu").numpy()
             self._randomised[name] = MODEL if derive else MOVED
         inputs = mujoco.MjModel._setconst_inputs
         if derive and any(name in inputs or name.startswith("opt.") for name in fields):
             self._batch.set_const()
-
-    def _check_model_field(self, name: str, values: Tensor) -> None:
-        where = f"physics of {self.model.path}"
-        if name not in MODEL_FIELDS:
-            raise UsageError(f"{where}: no field named {name!r} in MjModel can be randomised")
-        shape = tuple(self.shared(name).shape)
-        if tuple(values.shape) != shape:
-            raise UsageError(f"{where}: {name} must have shape {shape}, got {tuple(values.shape)}")
-        if not bool(torch.isfinite(values).all()):
-            raise UsageError(f"{where}: {name} must be finite")
-        # MuJoCo's compiler refuses such bodies, its batch does not.
-        # Bodies that are part of another one may have none of their own.
-        compiled = self.model.compiled
-        moving = torch.from_numpy((compiled.body_weldid != 0) & (compiled.body_mass > 0))
-        if name in ("body_mass", "body_inertia") and bool((values[:, moving] <= 0).any()):
-            raise UsageError(f"{where}: {name} of bodies that move must be above 0")
 
     def look(self, world: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """See `Physics.look`."""
@@ -189,6 +198,10 @@ class CpuPhysics:
         reason = self._reasons.get(world, "")
         return Snapshot(self._before[world].copy(), fields, self._substeps, reason)
 
+    def troubles(self) -> Troubles:
+        """See `Physics.troubles`: none, since each step tells its own, and memory grows."""
+        return Troubles(torch.zeros(self.num_worlds, dtype=torch.int64), {})
+
     def state_dict(self) -> dict[str, Tensor]:
         """See `Physics.state_dict`."""
         return {
@@ -206,12 +219,12 @@ class CpuPhysics:
             )
         # Fields that were shared when the state was saved get the model's values again.
         shared = {name: self.shared(name) for name in self._randomised}
-        saved, moved = _with_prefix(state, MODEL), _with_prefix(state, MOVED)
+        saved, moved = with_prefix(state, MODEL), with_prefix(state, MOVED)
         self.randomise({**shared, **saved})
         if moved:
             self.randomise(moved, derive=False)
         self._randomised = {**dict.fromkeys(saved, MODEL), **dict.fromkeys(moved, MOVED)}
-        for name, values in _with_prefix(state, DERIVED).items():
+        for name, values in with_prefix(state, DERIVED).items():
             self.field(name).copy_(values)
         self._rows.copy_(state["rows"])
 

@@ -32,6 +32,17 @@ class Snapshot:
     """what MuJoCo or the finiteness check complained about"""
 
 
+@dataclass(frozen=True)
+class Troubles:
+    """What went wrong in worlds whose steps were not looked at one by one."""
+
+    unstable: Tensor
+    """int64 `[num_worlds]`, on the CPU: control steps in which a world became unstable"""
+    overflow: Mapping[str, Tensor]
+    """by the limit that is too low, `contacts` or `constraints`, int64 `[num_worlds]`, on the CPU:
+    control steps in which a world had more of them than there is room for"""
+
+
 class Physics(Protocol):
     """Worlds `[num_worlds, ...]` that share one MuJoCo model, apart from randomised fields."""
 
@@ -41,6 +52,8 @@ class Physics(Protocol):
     """where the fields live"""
     timestep: float
     """duration of one substep, s"""
+    deferred: bool
+    """whether what goes wrong is kept on the device until `troubles` asks for it"""
 
     def field(self, name: str) -> Tensor:
         """A live view `[num_worlds, ...]` of an MjData field such as `qpos`, `xpos`, `sensordata`.
@@ -106,6 +119,10 @@ class Physics(Protocol):
         Contacts and their forces, for example. It is good until the next call, and takes a few
         times as long as a substep of the world.
         """
+        ...
+
+    def troubles(self) -> Troubles:
+        """What went wrong since the last call, if that is `deferred`; waits for the device."""
         ...
 
     def snapshot(self, world: int) -> Snapshot:

@@ -13,7 +13,7 @@ from torch import Tensor
 from metarl.envs.physics.dump import save_dump
 from metarl.envs.physics.interface import Physics, Snapshot
 from metarl.tasks import Family, TaskBatch
-from metarl.vector import VectorEnv
+from metarl.vector import Info, VectorEnv
 
 _log = logging.getLogger("metarl.physics")
 
@@ -58,6 +58,25 @@ class UnstableReports:
                 self._dump(physics, snapshot, world, step, task),
             )
 
+    def no_room(self, limit: str, steps: Tensor) -> None:
+        """Log that worlds had more contacts or constraints than there is room for.
+
+        Args:
+            limit: `contacts` or `constraints`.
+            steps: int64 `[W]`, in how many control steps.
+        """
+        _log.warning(
+            "%s: in %d of %d worlds (%d control steps in all) there was no room for all %s, and "
+            "some were left out, so that bodies may have passed through each other; raise the "
+            "family's option max-%s",
+            self.family,
+            int((steps > 0).sum()),
+            len(steps),
+            int(steps.sum()),
+            limit,
+            limit,
+        )
+
     def _dump(
         self, physics: Physics, snapshot: Snapshot, world: int, step: int, task: np.ndarray
     ) -> str:
@@ -92,9 +111,35 @@ class PhysicsWorlds(VectorEnv):
         self.physics = physics
         self.n_substeps = n_substeps
         self._dumps = UnstableReports(family.name)
+        self._unstable_at = torch.zeros_like(self._elapsed)
 
     def _apply_tasks(self, tasks: Any) -> None:
         """Tasks that change only the reward need nothing more than to be kept."""
+
+    def set_tasks(self, tasks: TaskBatch) -> None:
+        """See `VectorEnv.set_tasks`."""
+        self.check()
+        super().set_tasks(tasks)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, Info]:
+        """See `VectorEnv.reset`."""
+        self.check()
+        return super().reset(seed=seed, options=options)
+
+    def check(self) -> None:
+        """See `VectorEnv.check`: simulations that blew up, and contacts that found no room."""
+        if not self.physics.deferred or self._world_tasks is None:
+            return
+        troubles = self.physics.troubles()
+        unstable = troubles.unstable > 0
+        if bool(unstable.any()):
+            worlds, elapsed = torch.arange(self.num_envs), self._unstable_at.cpu()
+            self._dumps.report(self.physics, unstable, worlds, self._world_tasks, elapsed)
+        for limit, steps in troubles.overflow.items():
+            if bool(steps.any()):
+                self._dumps.no_room(limit, steps)
 
     def _simulate(self, ctrl: Tensor) -> Tensor | None:
         """One control step; what `Physics.step` returns, after a report of unstable worlds."""
@@ -102,7 +147,10 @@ class PhysicsWorlds(VectorEnv):
         unstable = self.physics.step(ctrl, self.n_substeps, awake)
         if unstable is None:
             return None
-        if bool(unstable.any()):
+        if self.physics.deferred:
+            unstable = unstable.to(self.device)
+            self._unstable_at = torch.where(unstable, self._elapsed, self._unstable_at)
+        elif bool(unstable.any()):
             assert self._world_tasks is not None
             worlds = torch.arange(self.num_envs)
             self._dumps.report(self.physics, unstable, worlds, self._world_tasks, self._elapsed)
