@@ -170,7 +170,7 @@ class PearlAct(nn.Module):
     """PEARL: a belief that every transition changes, and a latent that is drawn every episode."""
 
     def __init__(self, networks: PearlNetworks, prior_episodes: int) -> None:
-        """Act by a copy of `networks`; see `metarl.agents.pearl.PearlPolicy`."""
+        """Act by a copy of `networks`; see `metarl.agents.pearl_policy.PearlPolicy`."""
         super().__init__()
         self.networks, self.prior_episodes = fixed_copy(networks), prior_episodes
         del self.networks.sac.critics, self.networks.sac.target

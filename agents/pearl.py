@@ -23,13 +23,15 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from metarl.acceleration import for_learning
+from metarl.agents.pearl_policy import PearlPolicy
 from metarl.agents.sac import SACConfig, SoftActorCritic, actor_losses, bellman, next_value
 from metarl.context import ENCODERS, Encoder, first, join
 from metarl.errors import UsageError, require_between, require_widths
 from metarl.exploration import RepeatedActions
 from metarl.generators import policy_generator
 from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
-from metarl.policy import AdaptivePolicy, Step
+from metarl.policy import AdaptivePolicy
 from metarl.replay import MultiTaskReplay
 from metarl.rollout import Rollout, run_trials
 from metarl.storage import Field
@@ -110,57 +112,6 @@ class PearlNetworks(nn.Module):
         return torch.cat(parts, -1)[..., : self.context_dim]
 
 
-class PearlPolicy:
-    """The adaptive policy: what it learned about a task is in its belief, what it tries is z."""
-
-    def __init__(
-        self,
-        networks: PearlNetworks,
-        prior_episodes: int,
-        deterministic: float,
-        generator: torch.Generator,
-    ) -> None:
-        """Draw z from the prior for `prior_episodes`, then from the belief.
-
-        A share `deterministic` of the worlds of each task act by the mean, the others draw.
-        """
-        self.networks, self.prior_episodes = networks, prior_episodes
-        self.deterministic, self.generator = deterministic, generator
-
-    def begin(self, num_tasks: int, worlds_per_task: int) -> None:
-        """Forget everything; every world tries a z of its own from the prior."""
-        worlds = num_tasks * worlds_per_task
-        self.state = self.networks.encoder.start(worlds)
-        self.episode = torch.zeros(worlds, dtype=torch.int64, device=self.state.device)
-        steady = torch.arange(worlds_per_task) < self.deterministic * worlds_per_task
-        self.steady = steady.repeat(num_tasks).to(self.state.device)
-        self.z = self._draw(torch.zeros_like(self.episode, dtype=torch.bool))
-
-    def _draw(self, informed: Tensor) -> Tensor:
-        """New latents `[B, Z]`: from the belief where `informed`, else from the prior."""
-        belief = self.networks.encoder.belief(self.state)
-        return belief.where(informed).sample(self.generator)
-
-    @torch.no_grad()
-    def act(self, obs: Tensor) -> Tensor:
-        """Choose actions `[B, A]` for `obs` `[B, O]` as if z were the truth."""
-        sac, state = self.networks.sac, torch.cat([obs, self.z], -1)
-        self.obs, self.action = obs, sac.act(state, self.steady, self.generator)
-        return self.action
-
-    @torch.no_grad()
-    def observe(self, step: Step) -> None:
-        """Add the transition to the belief; where an episode ended, draw z anew."""
-        networks = self.networks
-        x = networks.transition(self.obs, self.action, step.reward, step.next_obs)
-        self.state = networks.encoder.absorb(self.state, x)
-        done = step.terminated | step.truncated
-        self.episode += done
-        if done.any():
-            drawn = self._draw(self.episode >= self.prior_episodes)
-            self.z = torch.where(done.unsqueeze(-1), drawn, self.z)
-
-
 @dataclass(frozen=True)
 class Batch:
     """Transitions of M tasks `[M, B, ...]`, actions in [-1, 1], and contexts `[M, C, X]`."""
@@ -179,16 +130,33 @@ def losses(
     networks: PearlNetworks, batch: Batch, config: PearlConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """The losses of one update; their gradients are those of updating each network by its own."""
+    tasks, actions = len(batch.action), batch.action.shape
+    shapes = [(tasks, config.latent), *[actions] * (2 if config.variant == "modern" else 1)]
+    device = batch.obs.device
+    noise = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
+    return losses_of(networks, batch, config, noise[0], noise[1], noise[-1])
+
+
+@for_learning
+def losses_of(
+    networks: PearlNetworks,
+    batch: Batch,
+    config: PearlConfig,
+    latent: Tensor,
+    following: Tensor,
+    acting: Tensor,
+) -> dict[str, Tensor]:
+    """The losses with noise for z `[M, Z]`, for next actions and for actions `[M, B, A]`."""
     sac = networks.sac
     belief = networks.encoder(batch.context, batch.mask)
-    z = belief.sample(generator).unsqueeze(1).expand(-1, batch.obs.shape[1], -1)
+    z = belief.sample(latent).unsqueeze(1).expand(-1, batch.obs.shape[1], -1)
     state, next_state = (torch.cat([obs, z], -1) for obs in (batch.obs, batch.next_obs))
-    value = next_value(sac, next_state, generator)
+    value = next_value(sac, next_state, following)
     target = config.reward_scale * batch.reward + config.gamma * ~batch.terminated * value
     return {
         "bellman": bellman(sac, state, batch.action, target),
         "kl": config.kl_weight * belief.kl_to_prior().sum(),
-        **actor_losses(sac, state.detach(), generator),
+        **actor_losses(sac, state.detach(), acting),
     }
 
 
@@ -217,6 +185,16 @@ class Pearl:
         n, room = config.train_tasks, config.context_capacity
         self.replay = MultiTaskReplay(n, config.capacity, fields, device=device, folder=folder)
         self.contexts = MultiTaskReplay(n, room, x, device=device)
+
+    @property
+    def refuses(self) -> dict[str, str]:
+        """What of `metarl.acceleration` it cannot be trained with, and why."""
+        if self.config.encoder != "recurrent":
+            return {}
+        return {
+            "compile": "pearl: compile is not for encoder recurrent, whose memory would be "
+            "unrolled; choose encoder product or likelihood"
+        }
 
     def policy(self, deterministic: bool = True) -> PearlPolicy:
         """The present policy; its latents are drawn, also when its actions are not."""

@@ -17,6 +17,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from metarl.distributions import Noise
 from metarl.errors import UsageError, require_between, require_positive, require_widths
 from metarl.networks import EnsembleMLP, TanhGaussianHead, relu_mlp
 
@@ -120,12 +121,13 @@ class SoftActorCritic(nn.Module):
         mean, log_std = self.head(self.actor(state).relu())
         return mean, log_std
 
-    def act(self, state: Tensor, steady: Tensor, generator: torch.Generator) -> Tensor:
-        """The family's actions `[B, A]` for `state` `[B, S]`.
+    def act(
+        self, mean: Tensor, log_std: Tensor, steady: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The family's actions `[B, A]` by what `policy` says of states.
 
         Where `steady` bool `[B]` they are the squeezed mean, elsewhere drawn.
         """
-        mean, log_std = self.policy(state)
         drawn = self.head.sample(mean, log_std, generator)[0]
         return self.to_env(torch.where(steady.unsqueeze(-1), mean.tanh(), drawn))
 
@@ -149,22 +151,20 @@ def bellman(sac: SoftActorCritic, state: Tensor, action: Tensor, target: Tensor)
 
 
 @torch.no_grad()
-def next_value(sac: SoftActorCritic, state: Tensor, generator: torch.Generator) -> Tensor:
+def next_value(sac: SoftActorCritic, state: Tensor, noise: Noise) -> Tensor:
     """The value `[...]` of next states: V(s'), or min Q(s', a') - α log π(a'|s') with a' ~ π."""
     if sac.variant == "paper":
         value: Tensor = sac.target(state)[0]
         return value
-    action, log_prob = sac.head.sample(*sac.policy(state), generator)
+    action, log_prob = sac.head.sample(*sac.policy(state), noise)
     q: Tensor = sac.target(torch.cat([state, action], -1)).amin(0)
     return q - sac.log_alpha.exp() * log_prob
 
 
-def actor_losses(
-    sac: SoftActorCritic, state: Tensor, generator: torch.Generator
-) -> dict[str, Tensor]:
+def actor_losses(sac: SoftActorCritic, state: Tensor, noise: Noise) -> dict[str, Tensor]:
     """The losses of the policy, and of the value or the temperature, at detached states."""
     mean, log_std = sac.policy(state)
-    action, log_prob = sac.head.sample(mean, log_std, generator)
+    action, log_prob = sac.head.sample(mean, log_std, noise)
     q = sac.critics(torch.cat([state, action], -1), frozen=True).amin(0)
     if sac.variant == "paper":
         error = sac.value(state)[0] - (q - log_prob).detach()

@@ -129,7 +129,8 @@ def absorb(network: VariBADNetwork, step: Step, action: Tensor, state: Tensor) -
     """The state of the encoder's memory, `[B, H]`, after what `action` brought."""
     done = step.terminated | step.truncated
     x = network.inputs(step.next_obs, action, step.reward, done)
-    return network.vae.memory(x.unsqueeze(0), state)[1]
+    state = network.vae.memory(x.unsqueeze(0), state)[1]
+    return state
 
 
 class VariBADPolicy:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarl.agents.pearl import PearlPolicy
+from metarl.agents.pearl_policy import PearlPolicy
 from metarl.agents.rl2 import RL2Policy
 from metarl.agents.varibad import VariBADPolicy
 from metarl.envs.robot import Robot, RobotTask

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarl.acceleration import whole
+from metarl.distributions import Noise, normal
 from metarl.memory import GRUMemory
 from metarl.networks import relu_mlp
 
@@ -30,11 +32,9 @@ class Belief:
     var: Tensor
     """`[M, Z]`"""
 
-    def sample(self, generator: torch.Generator) -> Tensor:
+    def sample(self, noise: Noise) -> Tensor:
         """Draw latents `[M, Z]`, differentiable in mean and variance."""
-        device = self.mean.device
-        noise = torch.randn(self.mean.shape, generator=generator, device=device)
-        return self.mean + self.var.sqrt() * noise
+        return self.mean + self.var.sqrt() * normal(self.mean, noise)
 
     def where(self, known: Tensor) -> Belief:
         """This belief where `known` bool `[M]`, the prior N(0, I) elsewhere."""
@@ -194,7 +194,7 @@ class RecurrentEncoder(nn.Module):
 
     def belief(self, state: Tensor) -> Belief:
         """The belief that `state` stands for; N(0, I) where nothing has been seen."""
-        mean, raw = self.head(state).chunk(2, -1)
+        mean, raw = whole(self.head(state)).chunk(2, -1)
         seen = (state != 0).any(-1)
         return Belief(mean, F.softplus(raw).clamp(min=MIN_VARIANCE)).where(seen)
 

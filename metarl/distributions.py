@@ -9,6 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Noise = torch.Generator | Tensor
+"""where noise is drawn from, or noise that was drawn before"""
+
+
+def normal(like: Tensor, noise: Noise) -> Tensor:
+    """Standard normal noise, float32, of the shape of `like`."""
+    if isinstance(noise, Tensor):
+        return noise
+    return torch.randn(like.shape, generator=noise, device=like.device)
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -24,10 +34,9 @@ class Gaussian:
         """The tensors that it is made of."""
         return self.mean, self.log_std
 
-    def sample(self, generator: torch.Generator) -> Tensor:
+    def sample(self, noise: Noise) -> Tensor:
         """Draw actions `[..., A]`."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
-        return self.mean + self.log_std.exp() * noise
+        return self.mean + self.log_std.exp() * normal(self.mean, noise)
 
     def mode(self) -> Tensor:
         """The most likely actions `[..., A]`."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl.acceleration import unmixed, whole
-from metarl.distributions import Categorical, Gaussian
+from metarl.distributions import Categorical, Gaussian, Noise, normal
 
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
@@ -236,13 +236,11 @@ class TanhGaussianHead(nn.Module):
         mean, log_std = self.body(features).chunk(2, -1)
         return mean, log_std.clamp(-20.0, 2.0)
 
-    def sample(
-        self, mean: Tensor, log_std: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, mean: Tensor, log_std: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Draw actions `[..., A]` with their log density `[...]`, both differentiable."""
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        u = mean + log_std.exp() * noise
-        return u.tanh(), self.log_prob(noise, log_std, u)
+        drawn = normal(mean, noise)
+        u = mean + log_std.exp() * drawn
+        return u.tanh(), self.log_prob(drawn, log_std, u)
 
     @staticmethod
     def log_prob(noise: Tensor, log_std: Tensor, u: Tensor) -> Tensor:

@@ -214,8 +214,8 @@ def test_acting_by_the_mean_or_by_chance():
     steady = torch.arange(4000) % 2 == 0
     with torch.no_grad():
         mean, log_std = sac.policy(state)
-        taken = sac.act(state, steady, torch.Generator().manual_seed(0))
-        again = sac.act(state, steady, torch.Generator().manual_seed(1))
+        taken = sac.act(*sac.policy(state), steady, torch.Generator().manual_seed(0))
+        again = sac.act(*sac.policy(state), steady, torch.Generator().manual_seed(1))
     torch.testing.assert_close(taken[steady], sac.to_env(mean.tanh())[steady])
     assert torch.equal((taken == again).all(-1), steady)
     low, high = torch.from_numpy(LOW), torch.from_numpy(HIGH)
