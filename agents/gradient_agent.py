@@ -225,13 +225,15 @@ class GradientAgent(ABC):
             total += loss.detach()
             if kept is not None:
                 kept.append(chances)
-        if not self._finite(total):
+        finite = self._finite(total).to(total.dtype)
+        value, sound = torch.stack([total, finite]).tolist()  # one look at both
+        if not sound:
             raise NotFiniteError(self._culprits(rounds))
-        return float(total)
+        return float(value)
 
-    def _finite(self, loss: Tensor) -> bool:
+    def _finite(self, loss: Tensor) -> Tensor:
         grads = [p.grad for p in self.meta_parameters if p.grad is not None]
-        return all(bool(x.isfinite().all()) for x in [loss, *grads])
+        return torch.stack([x.isfinite().all() for x in [loss, *grads]]).all()
 
     def _culprits(self, rounds: Sequence[Batch]) -> list[int]:
         """The tasks whose own meta-gradient is not finite."""

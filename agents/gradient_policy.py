@@ -30,6 +30,9 @@ class GradientPolicy:
 
     A step whose result is not finite is not taken.
 
+    Whether a task is ready to take one has to be known at every step of its worlds: on a GPU that
+    is one look a step, which waits for the device, until the last gradient step is taken.
+
     It learns from actions that it draws. Only after the last gradient step of a trial, from whose
     actions nothing will be learned, may it take the most likely ones.
     """
@@ -61,6 +64,7 @@ class GradientPolicy:
         self.finished = torch.zeros(worlds, dtype=torch.int64, device=device)
         self.elapsed, self.stored = torch.zeros_like(self.finished), torch.zeros_like(self.finished)
         self.stale = torch.zeros(worlds, dtype=torch.bool, device=device)
+        self.mixed, self.over = False, self.last_step == 0
         self.memory: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -68,7 +72,7 @@ class GradientPolicy:
         """Choose actions for `obs` `[B, O]`, each by the parameters that its episode began with."""
         self.obs, split = obs, obs.unflatten(0, self.shape)
         action = self._choose(self.params, split)
-        if bool(self.stale.any()):
+        if self.mixed:
             other = self._choose(self.before, split)
             stale = self.stale.view(-1, *[1] * (action.dim() - 1))
             action = torch.where(stale, other, action)
@@ -90,24 +94,31 @@ class GradientPolicy:
         done = step.terminated | step.truncated
         wanted = (self.steps < self.last_step).repeat_interleave(self.shape[1])
         recording = wanted & ~self.stale & (self.finished < self.episodes)
-        self._store(recording, reward=step.reward, done=done)
+        if not self.over:
+            self._store(recording, reward=step.reward, done=done)
         self.finished += recording & done
         self.stale &= ~done
         self.elapsed = (self.elapsed + 1) * ~done
         ready = (self.finished >= self.episodes).view(self.shape).all(1)
-        if bool(ready.any()):
-            self._adapt(ready.nonzero().squeeze(1))
+        if self.mixed or not self.over:
+            self.mixed, adapts = torch.stack([self.stale.any(), ready.any()]).tolist()
+            if adapts:
+                self._adapt(ready.nonzero().squeeze(1))
 
     def _store(self, recording: Tensor, **brought: Tensor) -> None:
         """Append a step to the memories of the worlds that are `recording`."""
-        index = recording.nonzero().squeeze(1)
         parts = {"obs": self.obs, "action": self.action, "elapsed": self.elapsed, **brought}
         if not self.memory:
             limit = self.episodes * self.spec.horizon
             self.memory = {name: x.new_zeros(limit, *x.shape) for name, x in parts.items()}
+        # Worlds that record nothing write back what is in their first row: nothing looks at which.
+        row = self.stored * recording
+        world = torch.arange(len(row), device=row.device)
         for name, x in parts.items():
-            self.memory[name][self.stored[index], index] = x[index]
-        self.stored[index] += 1
+            there = self.memory[name][row, world]
+            wanted = recording.view(-1, *[1] * (x.dim() - 1))
+            self.memory[name][row, world] = torch.where(wanted, x, there)
+        self.stored += recording
 
     def _adapt(self, tasks: Tensor) -> None:
         """Take a gradient step in each of `tasks` `[n]`, and begin to collect anew there."""
@@ -125,7 +136,9 @@ class GradientPolicy:
             self.before[name][tasks] = mine[name]
             self.params[name][tasks] = p
         self.steps[tasks] += 1
+        self.over = bool((self.steps >= self.last_step).all())
         flat = worlds.flatten()
         self.stale[flat] = self.elapsed[flat] > 0
+        self.mixed = bool(self.stale.any())
         self.finished[flat] = 0
         self.stored[flat] = 0

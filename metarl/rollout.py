@@ -110,11 +110,12 @@ def run_trials(
     while recorder.time < recorder.limit:
         active = episode < episodes
         # On a GPU every look at a value waits for the device, so look once per horizon only.
-        look = env.device.type == "cpu" or recorder.time % env.horizon == 0
-        if look and not bool(active.any()):
-            break
-        if look and not bool(active.all()):
-            env.rest(~active)
+        if env.device.type == "cpu" or recorder.time % env.horizon == 0:
+            left = int(active.sum())
+            if left == 0:
+                break
+            if left < env.num_envs:
+                env.rest(~active)
         action = policy.act(obs)
         next_obs, reward, terminated, truncated, info = env.step(action)
         step = Step(info["final_obs"], reward, terminated, truncated)

@@ -16,11 +16,11 @@ fast: a copy of pageable memory to the device makes the host wait, as in torch, 
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -32,7 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 CUDA, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve()
+ROOT = HERE.parent.parent
 aten = torch.ops.aten
 
 WAITING = {
@@ -48,6 +49,16 @@ WAITING = {
 }
 """operators whose result, or whose size, the host has to know"""
 _Generator = torch.Generator
+
+
+class Wait(NamedTuple):
+    """The host waited for the device."""
+
+    what: str
+    where: str
+    """file, line and function of this repository"""
+    callers: tuple[str, ...]
+    """the functions that it happened in, from the innermost"""
 
 
 class WaitingError(Exception):
@@ -126,10 +137,10 @@ class PretendGpu:
     """What happens on the device, and what of it the host waits for."""
 
     def __init__(self) -> None:
-        self.waits: list[str] = []
-        """what the host waited for: what and where, in the order of the program"""
-        self.uploads: list[str] = []
-        """where memory of the host was copied to the device while the host waited"""
+        self.waits: list[Wait] = []
+        """what the host waited for, in the order of the program"""
+        self.uploads: list[Wait] = []
+        """when memory of the host was copied to the device while the host waited"""
         self._strict = 0
 
     @contextmanager
@@ -145,14 +156,17 @@ class PretendGpu:
         """The host waits."""
         self._note(self.waits, what)
 
-    def _note(self, log: list[str], what: str) -> None:
-        frames = [f for f in traceback.extract_stack() if f.filename != __file__]
-        own = [f for f in frames if _is_own(f.filename)] or frames
-        path = Path(own[-1].filename)
-        name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-        log.append(f"{what} at {name}:{own[-1].lineno} in {own[-1].name}")
+    def _note(self, log: list[Wait], what: str) -> None:
+        frame, places, callers = sys._getframe(1), [], []
+        while frame is not None:
+            callers.append(frame.f_code.co_name)
+            path = Path(frame.f_code.co_filename)
+            if path != HERE and path.is_relative_to(ROOT) and "site-packages" not in path.parts:
+                places.append(f"{path.relative_to(ROOT)}:{frame.f_lineno} in {callers[-1]}")
+            frame = frame.f_back
+        log.append(Wait(what, places[0] if places else "?", tuple(callers)))
         if self._strict:
-            raise WaitingError(log[-1])
+            raise WaitingError(f"{what} at {log[-1].where}")
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operator: checked, noted, carried out on the values inside, and wrapped again."""
@@ -223,11 +237,6 @@ class PretendGpu:
                 self.wait("indexing by a mask")
 
 
-def _is_own(filename: str) -> bool:
-    path = Path(filename)
-    return path.is_relative_to(ROOT) and "site-packages" not in path.parts
-
-
 def _inside(x: Any) -> Any:
     return x.inner if isinstance(x, PretendTensor) else x
 
@@ -256,6 +265,8 @@ class _Functions(TorchFunctionMode):
             return self._from_data(func, args, kwargs)
         if func is torch._VF.gru and isinstance(args[0], PretendTensor):
             return _gru(*args)
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], PretendTensor):
+            args = args[0], self._uploaded(args[1]), *args[2:]
         if func is Tensor.to:
             args = tuple(_renamed(x) for x in args)
         if func is Tensor.cuda:
@@ -272,6 +283,12 @@ class _Functions(TorchFunctionMode):
                     f"'{device.type}'"
                 )
         return made
+
+    def _uploaded(self, index: Any) -> Any:
+        """An index whose lists of numbers are on the device."""
+        parts = index if isinstance(index, tuple) else (index,)
+        made = tuple(torch.tensor(x).to(META) if isinstance(x, list) else x for x in parts)
+        return made if isinstance(index, tuple) else made[0]
 
     def _from_data(self, func, args, kwargs):
         device = kwargs.pop("device", None)

@@ -213,7 +213,7 @@ def test_an_epoch_of_promp_that_is_not_finite_takes_back_those_before_it(monkeyp
 def test_a_sum_that_is_not_finite_blames_no_task(monkeypatch):
     family = Ragged(episodes=2)
     agent, env = make("vpg", family), family.make_worlds(16)
-    monkeypatch.setattr(GradientAgent, "_finite", lambda self, loss: False)
+    monkeypatch.setattr(GradientAgent, "_finite", lambda self, loss: torch.tensor(False))
     with pytest.warns(RuntimeWarning, match="not finite, only in the sum over tasks; the iter"):
         agent.train_step(env, 0.0)
 
