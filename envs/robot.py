@@ -21,6 +21,7 @@ from torch import Tensor
 
 from metarl.configs import NEWER
 from metarl.envs.physics import Limits, Model, load_model, make_physics
+from metarl.envs.physics.making import BACKENDS, Backend
 from metarl.envs.randomization import NOTHING, Parameters, Randomization
 from metarl.envs.robot_worlds import RobotWorlds
 from metarl.errors import UsageError
@@ -82,6 +83,8 @@ class Robot(Family):
     """what its contacts need on a GPU, with headroom"""
     randomize: Randomization = field(default=NOTHING, metadata=NEWER)
     """what varies from task to task besides the goal: a YAML file of ranges, or none"""
+    backend: Backend = field(default="auto", metadata=NEWER)
+    """whose physics: mujoco (on the CPU), warp (on the device), or auto: warp on a GPU only"""
     max_contacts: int = field(default=0, metadata=NEWER)
     """on a GPU: room for so many contacts a world, on average; 0 is the robot's own number"""
     max_constraints: int = field(default=0, metadata=NEWER)
@@ -93,6 +96,9 @@ class Robot(Family):
         if not isinstance(self.randomize, Randomization):
             what = "randomize must be what load_randomization reads from a file"
             raise UsageError(f"family {self.name}: {what}, got {self.randomize!r}")
+        if self.backend not in BACKENDS:
+            what = f"unknown backend {self.backend!r}; choose from {', '.join(BACKENDS)}"
+            raise UsageError(f"family {self.name}: {what}")
         for option in ("max_contacts", "max_constraints"):
             if getattr(self, option) < 0:
                 what = f"{option} must be at least 0, got {getattr(self, option)}"
@@ -207,6 +213,6 @@ class Robot(Family):
         seed: int = 0,
         threads: int = 1,
     ) -> VectorEnv:
-        """Build `num_worlds` robots on a device; on the CPU, `threads` threads simulate them."""
-        physics = make_physics(self.model(), num_worlds, device, threads, self.limits)
+        """Build `num_worlds` robots, simulated on the device, or on the CPU by threads."""
+        physics = make_physics(self.model(), num_worlds, device, threads, self.limits, self.backend)
         return RobotWorlds(self, physics, device=device, seed=seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 
 from metarl.envs.physics.cpu import CpuPhysics
@@ -10,26 +12,36 @@ from metarl.envs.physics.model import Model
 from metarl.envs.physics.warp_model import Limits
 
 
+Backend = Literal["auto", "mujoco", "warp"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+
 def make_physics(
     model: Model,
     num_worlds: int,
     device: torch.device | str,
     threads: int = 1,
     limits: Limits | None = None,
+    backend: Backend = "auto",
 ) -> Physics:
-    """Simulations of `model`: MuJoCo Warp's on a CUDA device, else MuJoCo's own on the CPU.
+    """Simulations of `model`.
 
     Args:
         model: shared by all worlds.
         num_worlds: how many.
         device: where observations and rewards go.
-        threads: of the physics on the CPU.
-        limits: room for contacts, of the physics on a GPU.
+        threads: of MuJoCo's own physics, which is on the CPU.
+        limits: room for contacts, of MuJoCo Warp.
+        backend: `mujoco` is MuJoCo's own, in double precision, whose tensors are copied to the
+            device; `warp` is MuJoCo Warp, on the device, be it a GPU or the CPU; `auto` is MuJoCo
+            Warp on a GPU, and else MuJoCo's own.
 
     Raises:
         UsageError: if MuJoCo Warp is not installed, or cannot run the model.
     """
-    if torch.device(device).type != "cuda":
+    if backend == "auto":
+        backend = "warp" if torch.device(device).type == "cuda" else "mujoco"
+    if backend == "mujoco":
         return CpuPhysics(model, num_worlds, threads)
     from metarl.envs.physics.warp import WarpPhysics
 
