@@ -11,7 +11,6 @@ from metarl.envs.physics.interface import Physics
 from metarl.envs.physics.model import Model
 from metarl.envs.physics.warp_model import Limits
 
-
 Backend = Literal["auto", "mujoco", "warp"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
