@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarl.distributions import Gaussian
+from metarl.acceleration import for_learning, whole
+from metarl.agents.draws import at, draw
+from metarl.distributions import Gaussian, normal
 from metarl.errors import UsageError, require_between, require_widths
 from metarl.memory import GRUMemory
 from metarl.networks import action_dim, relu_layers, relu_mlp
@@ -127,36 +129,6 @@ class Trials:
         return Trials(task=self.task, **{name: at(getattr(self, name), index) for name in names})
 
 
-def at(x: Tensor, index: Tensor | None) -> Tensor:
-    """Of `x` `[T, M, ...]` the steps `index` int64 `[D, M]`, None for all: `[D, M, ...]`."""
-    if index is None:
-        return x
-    wide = index.view(*index.shape, *[1] * (x.dim() - 2)).expand(*index.shape, *x.shape[2:])
-    return x.gather(0, wide)
-
-
-def draw(there: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
-    """Draw `count` of the steps of each trial that are `there`, without replacement.
-
-    Their weighted sum is an unbiased estimate of the sum over all steps that are there.
-
-    Args:
-        there: bool `[T, M]`.
-        count: D; 0, or T or more, takes all T and draws nothing.
-        generator: source of the draws.
-
-    Returns:
-        Which, int64 `[D, M]` or None for all, and the weight of each, `[D, M]`: 0 where a trial has
-        too few.
-    """
-    if count == 0 or count >= len(there):
-        return None, there.float()
-    order = torch.rand(there.shape, generator=generator, device=there.device)
-    index = order.masked_fill(~there, 2.0).argsort(0)[:count]
-    total = there.sum(0)
-    return index, at(there, index) * (total / total.clamp(min=1, max=count))
-
-
 def kl_chain(belief: Gaussian) -> Tensor:
     """KL(q_t || q_{t-1}) of beliefs `[T + 1, M, Z]`, with q_{-1} = N(0, I): `[T + 1, M]`."""
     previous = (torch.cat([torch.zeros_like(x[:1]), x[:-1]]) for x in (belief.mean, belief.log_std))
@@ -203,7 +175,7 @@ class PairMLP(nn.Module):
         for some in of_latent.split(block):
             h = (some.unsqueeze(1) + of_step).relu_()
             parts.append(relu_layers(h.flatten(0, 2), weights, biases).view(*h.shape[:-1], -1))
-        return torch.cat(parts)
+        return whole(torch.cat(parts))
 
 
 class RewardRegression(nn.Module):
@@ -332,13 +304,43 @@ def elbo(
     """
     belief = vae.belief(vae.states(trials.x))
     there = torch.cat([torch.ones_like(trials.active[:1]), trials.active])
-    which, belief_weight = draw(there, config.beliefs, generator)
-    index, step_weight = draw(trials.valid, config.decodes, generator)
-    z = Gaussian(at(belief.mean, which), at(belief.log_std, which)).sample(generator)
-    steps = trials.at(index)
+    which = draw(there, config.beliefs, generator)
+    steps = draw(trials.valid, config.decodes, generator)
+    noise = normal(at(belief.mean, which[0]), generator)
+    return bound(vae.decoders, belief, trials, config, which, steps, noise)
+
+
+Drawn = tuple[Tensor | None, Tensor]
+"""what `metarl.agents.draws.draw` gives: which, and their weights"""
+
+
+@for_learning
+def bound(
+    decoders: nn.ModuleDict,
+    belief: Gaussian,
+    trials: Trials,
+    config: InferenceConfig,
+    which: Drawn,
+    steps: Drawn,
+    noise: Tensor,
+) -> dict[str, Tensor]:
+    """The bound and its terms with beliefs `[T + 1, M, Z]` and what was drawn: see `elbo`.
+
+    Args:
+        decoders: by the name of what they predict.
+        belief: after every step.
+        trials: as they are.
+        config: weights.
+        which: the beliefs that are decoded.
+        steps: the steps that each of them predicts.
+        noise: of their latents, `[E, M, Z]`.
+    """
+    there = torch.cat([torch.ones_like(trials.active[:1]), trials.active])
+    z = Gaussian(at(belief.mean, which[0]), at(belief.log_std, which[0])).sample(noise)
+    shown, weight = trials.at(steps[0]), steps[1]
     terms = {
-        name: (cast(Decoder, decoder).log_likelihood(z, steps, step_weight) * belief_weight).sum(0)
-        for name, decoder in vae.decoders.items()
+        name: (cast(Decoder, decoder).log_likelihood(z, shown, weight) * which[1]).sum(0)
+        for name, decoder in decoders.items()
     }
     kl = (kl_chain(belief) * there).sum(0)
     total = -config.kl_weight * kl

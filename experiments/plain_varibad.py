@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from metarl.agents.task_inference import LOG_STD, RewardHeads, Trials, at, draw
+from metarl.agents.draws import at, draw
+from metarl.agents.task_inference import LOG_STD, RewardHeads, Trials
 from metarl.agents.varibad import VariBAD
 from metarl.errors import UsageError
 from metarl.networks import action_dim

@@ -195,13 +195,13 @@ class _Compiled:
             return self.compiled(*args)
         # The next replay writes into the same buffers: what is kept has to be copied out of them.
         torch.compiler.cudagraph_mark_step_begin()
-        return _copied(self.compiled(*args))
+        return _each(Tensor.clone, self.compiled(*args))
 
     def _check(self, args: tuple[Any, ...]) -> None:
         """Raise `UsageError` if it cannot be compiled, or is wrong."""
         from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
-        name = self.function.__name__
+        name, args = self.function.__name__, _each(_leaf, args)
         try:
             found = _outcome(self._run, args)
         except (TorchDynamoException, RuntimeError) as error:
@@ -268,15 +268,22 @@ def tensors(x: Any) -> Iterator[Tensor]:
             yield from tensors(getattr(x, field.name))
 
 
-def _copied(x: Any) -> Any:
-    """The same with every tensor copied; gradients pass."""
+def _each(f: Callable[[Tensor], Tensor], x: Any) -> Any:
+    """The same with `f` of every tensor; networks stay as they are."""
     if isinstance(x, Tensor):
-        return x.clone()
+        return f(x)
+    if isinstance(x, nn.Module):
+        return x
     if isinstance(x, Mapping):
-        return {name: _copied(item) for name, item in x.items()}
+        return {name: _each(f, item) for name, item in x.items()}
     if isinstance(x, list | tuple):
-        return type(x)(_copied(item) for item in x)
+        return type(x)(_each(f, item) for item in x)
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        parts = {f.name: _copied(getattr(x, f.name)) for f in dataclasses.fields(x)}
+        parts = {field.name: _each(f, getattr(x, field.name)) for field in dataclasses.fields(x)}
         return dataclasses.replace(x, **parts)
     return x
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """The same as a leaf, so that no gradient goes on to what it came from."""
+    return x.detach().requires_grad_(x.requires_grad)
