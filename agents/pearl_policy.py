@@ -54,8 +54,8 @@ class PearlPolicy:
         worlds = num_tasks * worlds_per_task
         self.state = self.networks.encoder.start(worlds)
         self.episode = torch.zeros(worlds, dtype=torch.int64, device=self.state.device)
-        steady = torch.arange(worlds_per_task) < self.deterministic * worlds_per_task
-        self.steady = steady.repeat(num_tasks).to(self.state.device)
+        within = torch.arange(worlds_per_task, device=self.state.device)
+        self.steady = (within < self.deterministic * worlds_per_task).repeat(num_tasks)
         self.z = self._draw(torch.zeros_like(self.episode, dtype=torch.bool))
 
     def _draw(self, informed: Tensor) -> Tensor:
@@ -77,6 +77,6 @@ class PearlPolicy:
         self.state = absorb(self.networks, self.obs, self.action, step, self.state)
         done = step.terminated | step.truncated
         self.episode += done
-        if done.any():
+        if done.device.type != "cpu" or bool(done.any()):
             drawn = self._draw(self.episode >= self.prior_episodes)
             self.z = torch.where(done.unsqueeze(-1), drawn, self.z)

@@ -291,7 +291,8 @@ class VariBAD:
     def sample(self) -> Trials:
         """Trials out of the buffer, `[T, M]`."""
         count = self.config.vae_batch
-        drawn = self.trials.sample(torch.zeros(1, dtype=torch.int64), count, self.generator)
+        task = torch.zeros(1, dtype=torch.int64, device=self.trials.device)
+        drawn = self.trials.sample(task, count, self.generator)
         features = drawn.pop("features")[0]
         steps = {name: x[0].transpose(0, 1) for name, x in drawn.items()}
         return self.network.trials({**steps, "features": features})

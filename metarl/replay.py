@@ -151,9 +151,9 @@ class MultiTaskReplay:
         Raises:
             UsageError: if a task holds nothing.
         """
-        tasks = self._check_tasks(tasks)
-        slots = self._draw(tasks, batch, generator)
-        return self._take(slots + self._base(tasks))
+        tasks = self._require(tasks, 1)
+        slots, base = self._draw(tasks, batch, generator), (tasks * self.capacity).to(self.device)
+        return self._take(slots + base.unsqueeze(-1))
 
     def recent(self, tasks: Tensor, length: int) -> dict[str, Tensor]:
         """The last `length` transitions of each task in the order they came.
@@ -168,8 +168,7 @@ class MultiTaskReplay:
         Raises:
             UsageError: if a task holds fewer.
         """
-        tasks = self._check_tasks(tasks)
-        self._require(tasks, length)
+        tasks = self._require(tasks.cpu(), length)
         slots = self._cursor[tasks].unsqueeze(-1) + torch.arange(-length, 0)
         return self._take(slots % self.capacity + tasks.unsqueeze(-1) * self.capacity)
 
@@ -194,13 +193,12 @@ class MultiTaskReplay:
         Raises:
             UsageError: if a task holds nothing.
         """
-        tasks = self._check_tasks(tasks)
+        tasks = self._require(tasks, 1)
         drawn = self._draw(tasks, count, generator)
-        size, oldest = (
-            x[tasks].to(self.device).unsqueeze(-1)
-            for x in (self.size, (self._cursor - self.size) % self.capacity)
-        )
-        base, places = self._base(tasks), self.storage[_PLACE].flatten()
+        begins = (self._cursor - self.size) % self.capacity
+        size, oldest = (_of(tasks, x).to(self.device).unsqueeze(-1) for x in (self.size, begins))
+        base = (tasks * self.capacity).to(self.device).unsqueeze(-1)
+        places = self.storage[_PLACE].flatten()
         age = (drawn - oldest) % self.capacity
         first = (age - places[drawn + base]).clamp(min=0).unsqueeze(-1)
         steps = torch.arange(length, device=self.device)
@@ -217,8 +215,7 @@ class MultiTaskReplay:
     def clear(self, tasks: Tensor) -> None:
         """Forget all transitions of `tasks`, int64 `[M]`."""
         tasks = self._check_tasks(tasks)
-        self.size[tasks] = 0
-        self._cursor[tasks] = 0
+        self.size[tasks] = self._cursor[tasks] = 0
 
     def write(self, file: BinaryIO) -> None:
         """Write a header, a line of JSON, and the used bytes of every field, task by task."""
@@ -276,14 +273,9 @@ class MultiTaskReplay:
 
     def _draw(self, tasks: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Used slots within the ring of each task, `[M, count]`."""
-        self._require(tasks, 1)
         where = generator.device
         draws = torch.randint(_ANY, (len(tasks), count), generator=generator, device=where)
-        return (draws % self.size[tasks].to(where).unsqueeze(-1)).to(self.device)
-
-    def _base(self, tasks: Tensor) -> Tensor:
-        """The first slot of each task, `[M, 1]`."""
-        return (tasks * self.capacity).to(self.device).unsqueeze(-1)
+        return (draws % _of(tasks, self.size).to(where).unsqueeze(-1)).to(self.device)
 
     def _take(self, slots: Tensor) -> dict[str, Tensor]:
         """Entries `[*slots.shape, *shape]` of every field."""
@@ -293,14 +285,18 @@ class MultiTaskReplay:
             for name, (shape, _) in self.fields.items()
         }
 
-    def _require(self, tasks: Tensor, count: int) -> None:
-        """Raise `UsageError` unless each task holds `count` transitions."""
+    def _require(self, tasks: Tensor, count: int) -> Tensor:
+        """Return `tasks`, on the CPU or unseen; raise `UsageError` unless each holds `count`."""
+        if tasks.device.type != "cpu" and not bool((self.size < count).any()):
+            return tasks  # to look at them would wait for the device
+        tasks = self._check_tasks(tasks)
         few = self.size[tasks] < count
         if bool(few.any()):
             task = int(tasks[few][0])
             raise UsageError(
                 f"replay: task {task} holds {int(self.size[task])} transitions, {count} are needed"
             )
+        return tasks
 
     def _check_tasks(self, tasks: Tensor) -> Tensor:
         """Return `tasks` on the CPU; raise `UsageError` unless they are indices of tasks."""
@@ -335,6 +331,11 @@ class MultiTaskReplay:
                     f"got {value.dtype} with shape {list(value.shape)}"
                 )
         return int(time[0])
+
+
+def _of(tasks: Tensor, numbers: Tensor) -> Tensor:
+    """Of `numbers` `[N]`, on the CPU, those of `tasks` `[M]`, where these are."""
+    return numbers.to(tasks.device, non_blocking=True)[tasks]
 
 
 def _check_mask(mask: Tensor | None, shape: tuple[int, int], default: bool) -> Tensor:
