@@ -17,17 +17,22 @@ class Launcher:
         self._warp, self._device = warp, device
         self._where = warp.device_from_torch(device)
         self._graphs: dict[Hashable, Any] = {}
+        self._streams: dict[int, Any] = {}
+
+    def _stream(self) -> Any:
+        """The stream that torch launches on at present, as Warp knows it; None on a CPU."""
+        if self._device.type == "cpu":
+            return None
+        stream = torch.cuda.current_stream(self._device)
+        if stream.cuda_stream not in self._streams:
+            self._streams[stream.cuda_stream] = self._warp.stream_from_torch(stream)
+        return self._streams[stream.cuda_stream]
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
         """What Warp launches inside comes after what torch launched before, and before the rest."""
-        with self._warp.ScopedDevice(self._where):
-            if self._device.type == "cpu":
-                yield
-                return
-            stream = self._warp.stream_from_torch(torch.cuda.current_stream(self._device))
-            with self._warp.ScopedStream(stream):
-                yield
+        with self._warp.ScopedDevice(self._where), self._warp.ScopedStream(self._stream()):
+            yield
 
     def launch(
         self, name: Hashable, launches: Callable[[], None], undo: Callable[[], None]
@@ -37,16 +42,12 @@ class Launcher:
         Recording needs kernels that are compiled and memory that is allocated. So `launches` is
         called once before it is recorded, and `undo` puts back what it did.
         """
-        with self.in_order():
-            if name not in self._graphs:
+        if name not in self._graphs:
+            with self.in_order():
                 launches()
                 undo()
                 self._graphs[name] = self._record(launches)
-            if self._device.type == "cpu":
-                self._warp.capture_launch(self._graphs[name])
-            else:
-                stream = self._warp.get_stream(self._where)
-                self._warp.capture_launch(self._graphs[name], stream=stream)
+        self._warp.capture_launch(self._graphs[name], stream=self._stream())
 
     def _record(self, launches: Callable[[], None]) -> Any:
         """A graph of launches, none of which takes place."""

@@ -23,6 +23,8 @@ class UnstableReports:
 
     max_dumps = 20
     """files in a folder at most, so that a run that blows up at every step cannot fill a disk"""
+    max_lines = 20
+    """worlds told of one by one, of those that became unstable together"""
 
     def __init__(self, family: str) -> None:
         """Report on worlds of the family of this name."""
@@ -43,7 +45,8 @@ class UnstableReports:
             elapsed: steps of their episodes before this one.
         """
         features = tasks.features().cpu()
-        for index in unstable.nonzero()[:, 0].tolist():
+        indices = unstable.nonzero()[:, 0].tolist()
+        for index in indices[: self.max_lines]:
             world = int(worlds[index])
             snapshot = physics.snapshot(index)
             step, task = int(elapsed[world]), features[world].numpy()
@@ -57,6 +60,9 @@ class UnstableReports:
                 snapshot.reason,
                 self._dump(physics, snapshot, world, step, task),
             )
+        if len(indices) > self.max_lines:
+            more = len(indices) - self.max_lines
+            _log.warning("%s: %d more worlds became unstable with them", self.family, more)
 
     def no_room(self, limit: str, steps: Tensor) -> None:
         """Log that worlds had more contacts or constraints than there is room for.
