@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import mujoco
 import numpy as np
@@ -22,6 +21,7 @@ from metarl.envs.physics.cpu import DERIVED, MODEL, MOVED, check_model_field, wi
 from metarl.envs.physics.interface import Snapshot, Troubles
 from metarl.envs.physics.model import Model
 from metarl.envs.physics.warp_launch import Launcher
+from metarl.envs.physics.warp_memory import allocate
 from metarl.envs.physics.warp_model import Limits, WarpModel, import_warp
 from metarl.envs.physics.warp_state import State, choose
 from metarl.errors import UsageError
@@ -32,8 +32,6 @@ _KINEMATIC = frozenset(
 )
 """derived fields that follow from positions without the rest of the dynamics"""
 _HUGE = 1e10
-_SPARE_CONTACTS = 64
-"""room for contacts besides the average, for few worlds"""
 _UNSTABLE = "state not finite after the step"
 
 _NO_ROOM = {
@@ -76,7 +74,7 @@ class WarpPhysics:
         self._launcher = Launcher(self._warp, self.device)
         with self._launcher.in_order():
             self._model = WarpModel(model, num_worlds)
-            self._data = self._allocate()
+            self._data = allocate(self._model.compiled, num_worlds, self.limits)
             self._mjw.forward(self._model.arrays, self._data)
         self._state = State(self._data, self._view)
         self._fields = dict(self._state.views)
@@ -91,18 +89,6 @@ class WarpPhysics:
         self._overflow = {limit: self._unstable for limit in _NO_ROOM}
         flags = self._mjw.OverflowType
         self._bits = {limit: sum(int(flags[k]) for k in names) for limit, names in _NO_ROOM.items()}
-
-    def _allocate(self) -> Any:
-        """Room for the worlds' data."""
-        contacts, compiled = self.limits.contacts, self._model.compiled
-        room = None if contacts is None else contacts * self.num_worlds + _SPARE_CONTACTS
-        return self._mjw.make_data(
-            compiled,
-            nworld=self.num_worlds,
-            nconmax=contacts,
-            naconmax=room,
-            njmax=self.limits.constraints,
-        )
 
     # --- fields ----------------------------------------------------------------------------
 
@@ -257,8 +243,7 @@ class WarpPhysics:
                     own = self._model.values(name)
                     own.copy_(values.reshape(own.shape))
                 self._randomised[name] = MODEL if derive else MOVED
-            inputs = mujoco.MjModel._setconst_inputs
-            if derive and any(name in inputs or name.startswith("opt.") for name in fields):
+            if derive and any(self._model.derives(name) for name in fields):
                 rows, derived = self._state.rows(), self._copy_derived()
                 moved = self._model.derive(self._data) or moved
                 self._state.write(rows)

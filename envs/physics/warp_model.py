@@ -153,6 +153,10 @@ class WarpModel:
         """The rows of a field that has them, live, float32 `[num_worlds, ...]`."""
         return self._own[name]
 
+    def derives(self, name: str) -> bool:
+        """Whether constants are derived from a field."""
+        return name in mujoco.MjModel._setconst_inputs or name.startswith("opt.")
+
     def derive(self, data: Any) -> bool:
         """Derive constants anew from the fields; whether any of them moved in memory."""
         moved = self.expand(DERIVED_CONSTANTS)
