@@ -136,7 +136,7 @@ class Robot(Family):
 
     def initial_state(self, task: RobotTask, dq: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
         """Positions `[W, nq]` and velocities `[W, nv]` at the start, with noise `dq` and `dv`."""
-        return torch.from_numpy(self.model().compiled.qpos0).to(dq.device) + dq, dv
+        return self.rest_pose(dq.device) + dq, dv
 
     def sample_goals(self, n: int, split: Split, generator: torch.Generator) -> dict[str, Tensor]:
         """The other fields of the family's tasks."""
@@ -185,6 +185,18 @@ class Robot(Family):
     def dt(self) -> float:
         """Duration of a control step, s."""
         return self.frame_skip * float(self.model().compiled.opt.timestep)
+
+    @cached_property
+    def _rest_poses(self) -> dict[torch.device, Tensor]:
+        """By device, to which they are copied once only: a copy waits for it."""
+        return {}
+
+    def rest_pose(self, device: torch.device) -> Tensor:
+        """The positions `[nq]` of the model file, float64; not to be written to."""
+        if device not in self._rest_poses:
+            pose = torch.from_numpy(self.model().compiled.qpos0)
+            self._rest_poses[device] = pose.to(device)
+        return self._rest_poses[device]
 
     @cached_property
     def parameters(self) -> Parameters:
