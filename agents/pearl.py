@@ -30,7 +30,7 @@ from metarl.context import ENCODERS, Encoder, first, join
 from metarl.errors import UsageError, require_between, require_widths
 from metarl.exploration import RepeatedActions
 from metarl.generators import policy_generator
-from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
+from metarl.optimization import gradient_step, load_optimizer, require_finite, set_learning_rate
 from metarl.policy import AdaptivePolicy
 from metarl.replay import MultiTaskReplay
 from metarl.rollout import Rollout, run_trials
@@ -271,9 +271,12 @@ class Pearl:
 
     def learn(self) -> dict[str, float]:
         """One iteration's updates; the mean of their losses."""
-        records = [self.update(self.sample()) for _ in range(self.config.updates)]
-        means = {name: torch.stack([r[name] for r in records]).mean() for name in records[0]}
-        return {f"loss/{name}": float(x) for name, x in means.items()}
+        unseen: list[Tensor] = []
+        records = [self.update(self.sample(), unseen) for _ in range(self.config.updates)]
+        means = [torch.stack([r[name] for r in records]).mean() for name in records[0]]
+        values = torch.stack(means).tolist()  # one look at all: it waits for a GPU
+        require_finite(unseen, "pearl")
+        return {f"loss/{name}": x for name, x in zip(records[0], values, strict=True)}
 
     def _integers(self, low: int, high: int, n: int) -> Tensor:
         return torch.randint(low, high, (n,), generator=self.generator, device=self.device)
@@ -298,8 +301,8 @@ class Pearl:
         episodes = self._integers(1, config.context_episodes + 1, len(trials))
         return join(x, begun["x"][:, 0], first(begun["mask"][:, 0], horizon * episodes))
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One gradient step of all networks, then the targets follow.
+    def update(self, batch: Batch, unseen: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """One gradient step of all networks, then the targets follow; `unseen`: `gradient_step`.
 
         Raises:
             TrainingError: if a gradient is not finite.
@@ -307,7 +310,7 @@ class Pearl:
         networks, config = self.networks, self.config
         terms = losses(networks, batch, config, self.generator)
         total = torch.stack(list(terms.values())).sum()
-        gradient_step(total, self.optimizer, math.inf, "pearl")
+        gradient_step(total, self.optimizer, math.inf, "pearl", unseen)
         networks.sac.follow(config.tau)
         return {name: x.detach() for name, x in terms.items()}
 

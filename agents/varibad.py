@@ -27,7 +27,7 @@ from metarl.distributions import Distribution, Gaussian
 from metarl.errors import require_between, require_positive
 from metarl.generators import policy_generator
 from metarl.networks import CategoricalHead, RunningNorm
-from metarl.optimization import gradient_step, load_optimizer, set_learning_rate
+from metarl.optimization import gradient_step, load_optimizer, require_finite, set_learning_rate
 from metarl.policy import Step
 from metarl.ppo import PPO, ActorCritic, Batch, PPOConfig
 from metarl.replay import MultiTaskReplay
@@ -305,16 +305,18 @@ class VariBAD:
         Raises:
             TrainingError: if a gradient is not finite.
         """
-        config, records = self.config, list[dict[str, float]]()
+        config, values, unseen = self.config, list[Tensor](), list[Tensor]()
         rates = config.vae_learning_rate, config.vae_final_learning_rate
         set_learning_rate(self.vae_optimizer, *rates, progress)
         most = config.vae_max_grad_norm or float("inf")
         for _ in range(config.vae_updates):
             terms = elbo(self.network.vae, self.sample(), config, self.generator)
             loss = -terms["total"].mean()
-            gradient_step(loss, self.vae_optimizer, most, config.name)
-            records.append({name: float(x.detach().mean()) for name, x in terms.items()})
-        return {f"elbo/{name}": fmean(record[name] for record in records) for name in records[0]}
+            gradient_step(loss, self.vae_optimizer, most, config.name, unseen)
+            values.append(torch.stack([x.detach().mean() for x in terms.values()]))
+        columns = zip(*torch.stack(values).tolist(), strict=True)
+        require_finite(unseen, config.name)
+        return {f"elbo/{name}": fmean(column) for name, column in zip(terms, columns, strict=True)}
 
     def buffers(self) -> dict[str, Stream]:
         """The trials that the auto-encoder learns from."""

@@ -25,7 +25,13 @@ from metarl.errors import TrainingError, require_between, require_positive, requ
 from metarl.losses import approximate_kl, clipped_surrogate, huber, masked_mean, masked_standardize
 from metarl.memory import feedback
 from metarl.networks import RunningNorm, action_dim, action_head, mlp, orthogonal
-from metarl.optimization import gradient_step, linear, load_optimizer, set_learning_rate
+from metarl.optimization import (
+    gradient_step,
+    linear,
+    load_optimizer,
+    require_finite,
+    set_learning_rate,
+)
 from metarl.returns import gae, running_returns, trial_boundaries
 from metarl.rollout import Rollout, cut
 from metarl.tasks import Spec
@@ -141,7 +147,7 @@ class Batch:
     def chunks(self, length: int) -> Batch:
         """Cut the trials into chunks of `length` steps, `[L, C]`, and drop the empty ones."""
         parts = self.map(lambda x: cut(x, length))
-        return parts.select(parts.weight.any(0))
+        return parts.select(parts.weight.any(0).nonzero().squeeze(1))
 
     def select(self, index: Tensor) -> Batch:
         """The chunks `index` of a batch that was cut."""
@@ -254,11 +260,16 @@ class PPO:
         for _ in range(config.epochs):
             order = torch.randperm(count, generator=self.generator, device=chunks.obs.device)
             parts = order.chunk(min(config.minibatches, count))
+            values, unseen = list[Tensor](), list[Tensor]()
             for index in parts:
                 part = chunks.select(index)
                 terms = loss(self.network, part, recall(part), config, entropy_weight)
-                gradient_step(terms["total"], self.optimizer, config.max_grad_norm, name)
-                records.append({name: float(value.detach()) for name, value in terms.items()})
+                most = config.max_grad_norm
+                gradient_step(terms["total"], self.optimizer, most, name, unseen)
+                values.append(torch.stack(list(terms.values())).detach())
+            # A look waits for a GPU: one at all that a pass has brought.
+            records += [dict(zip(terms, row, strict=True)) for row in torch.stack(values).tolist()]
+            require_finite(unseen, name)
             kl = sum(record["kl"] for record in records[-len(parts) :])
             if kl > config.target_kl * len(parts):
                 break

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from metarl.networks import RunningNorm, mlp, orthogonal
-from metarl.optimization import gradient_step
+from metarl.optimization import gradient_step, require_finite
 
 
 class ValueBaseline(nn.Module):
@@ -56,12 +56,13 @@ class ValueBaseline(nn.Module):
         self.return_norm.update(returns.unsqueeze(-1))
         spread = (self.return_norm.var + 1e-8).sqrt().to(obs.dtype)
         target = (returns - self.return_norm.mean.to(obs.dtype)) / spread
-        losses: list[Tensor] = []
+        losses, unseen = list[Tensor](), list[Tensor]()
         for _ in range(epochs):
             order = torch.randperm(len(obs), generator=generator, device=obs.device)
             losses = []
             for part in order.split(rows):
                 loss = (self(obs[part], elapsed[part]) - target[part]).square().mean()
-                gradient_step(loss, optimizer, 1.0, "value baseline")
+                gradient_step(loss, optimizer, 1.0, "value baseline", unseen)
                 losses.append(loss.detach())
+        require_finite(unseen, "value baseline")
         return float(torch.stack(losses).mean())
