@@ -76,7 +76,9 @@ class NarrowLinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply; the order of the factors matters only where tasks have their own weights."""
-        if not (per_task(self.weight, 2) and per_task(self.bias, 1)):
+        own = per_task(self.weight, 2) and per_task(self.bias, 1)
+        # What torch compiles of a function with its own gradient has wrong second derivatives.
+        if not own or torch.compiler.is_compiling():
             return super().forward(input)
         y: Tensor = _NarrowProduct.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return y
@@ -108,7 +110,7 @@ def tanh(x: Tensor) -> Tensor:
     On a CPU it is 2 σ(2x) - 1. Torch's own comes from MKL, which was four times as slow on an AMD
     processor: a sixth of all the time that small policies took to learn.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.tanh()
     y: Tensor = _Tanh.apply(x)  # type: ignore[no-untyped-call]
     return y
