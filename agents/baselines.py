@@ -123,6 +123,12 @@ class SB3Agent:
         self.worlds: FamilyVecEnv | None = None
         self._worlds_state: dict[str, Any] | None = None
 
+    @property
+    def refuses(self) -> dict[str, str]:
+        """What of `metarl.acceleration` it cannot be trained with, and why."""
+        why = "is not for the agents of Stable-Baselines3, whose updates are its own; train without"
+        return {"compile": f"sb3: compile {why}", "bfloat16": f"sb3: precision bfloat16 {why}"}
+
     def policy(self, deterministic: bool = True) -> AdaptivePolicy:
         """The present policy; one that learns from scratch always explores."""
         if self.config.from_scratch:

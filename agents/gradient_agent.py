@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from metarl.acceleration import for_acting
 from metarl.agents.gradient_adaptation import (
     AdaptationConfig,
     AdaptingPolicy,
@@ -48,6 +49,12 @@ class NotFiniteError(Exception):
         self.tasks = tasks
 
 
+@for_acting
+def choose(network: AdaptingPolicy, params: Params, obs: Tensor) -> Distribution:
+    """The chances of actions for `obs` `[N, W, O]` under the parameters of each task."""
+    return network.chances(params, obs)
+
+
 class Sampler:
     """Draws actions by parameters that stay as they are, one set for each task."""
 
@@ -61,7 +68,7 @@ class Sampler:
 
     def act(self, obs: Tensor) -> Tensor:
         """Draw actions for observations `[N * W, O]`."""
-        chances = self.network.chances(self.params, obs.unflatten(0, self.shape))
+        chances = choose(self.network, self.params, obs.unflatten(0, self.shape))
         return chances.sample(self.generator).flatten(0, 1)
 
     def observe(self, step: Step) -> None:
@@ -114,6 +121,15 @@ class GradientAgent(ABC):
         Raises:
             NotFiniteError: if the meta-gradient is not finite; nothing has changed.
         """
+
+    @property
+    def refuses(self) -> dict[str, str]:
+        """What of `metarl.acceleration` it cannot be trained with, and why."""
+        return {
+            "bfloat16": f"{self.name}: precision bfloat16 is not for policies that adapt by "
+            "gradient steps, which would not come out as those of the policies that acted; choose "
+            "float32 or tf32"
+        }
 
     @property
     def worlds_per_task(self) -> int:

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metarl.acceleration import for_learning
 from metarl.agents.gradient_adaptation import (
     AdaptationConfig,
     AdaptingPolicy,
@@ -69,6 +70,7 @@ class MAMLConfig(AdaptationConfig):
             )
 
 
+@for_learning
 def maml_loss(
     network: AdaptingPolicy, rounds: Sequence[Batch], config: MAMLConfig
 ) -> tuple[Tensor, Distribution]:
@@ -113,6 +115,14 @@ class MAML(GradientAgent):
 
     name = "maml"
     config: MAMLConfig
+
+    @property
+    def refuses(self) -> dict[str, str]:
+        """As every such agent, and what is differentiated twice or not at all is not compiled."""
+        if self.config.outer == "vpg":
+            return super().refuses
+        sentence = f"maml: compile is for outer vpg, got {self.config.outer}; train without it"
+        return {**super().refuses, "compile": sentence}
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Adam, or plain steps for Reptile; TRPO needs none."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metarl.acceleration import for_learning
 from metarl.agents.gradient_adaptation import (
     AdaptationConfig,
     AdaptingPolicy,
@@ -69,6 +70,7 @@ def clipped_loss(chances: Distribution, batch: Batch, clip: float) -> Tensor:
     return -task_mean(gain, batch.weight)
 
 
+@for_learning
 def promp_loss(
     network: AdaptingPolicy, rounds: Sequence[Batch], clip: float, kl_weight: Tensor
 ) -> tuple[Tensor, Distribution, Tensor]:
