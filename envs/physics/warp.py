@@ -20,6 +20,7 @@ from torch import Tensor
 from metarl.envs.physics.cpu import DERIVED, MODEL, MOVED, check_model_field, with_prefix
 from metarl.envs.physics.interface import Snapshot, Troubles
 from metarl.envs.physics.model import Model
+from metarl.envs.physics.warp_device import require_memory, require_warp
 from metarl.envs.physics.warp_launch import Launcher
 from metarl.envs.physics.warp_memory import allocate
 from metarl.envs.physics.warp_model import Limits, WarpModel, import_warp
@@ -56,21 +57,21 @@ class WarpPhysics:
         """Make `num_worlds` simulations of `model` on `device`: a CUDA device, or Warp's CPU.
 
         Raises:
-            UsageError: unless there is at least one world, Warp is installed, and the model has
-                only features that MuJoCo Warp has.
+            UsageError: unless there is at least one world, Warp is installed and goes with the
+                device, the model has only features that MuJoCo Warp has, and so many worlds fit.
         """
         if num_worlds < 1:
             raise UsageError(
                 f"physics of {model.path}: num_worlds must be at least 1, got {num_worlds}"
             )
+        self.device = require_warp(device)
         self._warp, self._mjw = import_warp()
         self._warp.init()
         self.model, self.num_worlds = model, num_worlds
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", torch.cuda.current_device())
         self.timestep = float(model.compiled.opt.timestep)
         self.limits = limits or Limits()
+        if self.device.type == "cuda":
+            require_memory(model, num_worlds, self.limits, self.device)
         self._launcher = Launcher(self._warp, self.device)
         with self._launcher.in_order():
             self._model = WarpModel(model, num_worlds)
@@ -94,8 +95,14 @@ class WarpPhysics:
 
     def _view(self, name: str) -> Tensor:
         """A field of MuJoCo's data as a tensor that shares its memory."""
-        view: Tensor = self._warp.to_torch(getattr(self._data, name))
-        return view
+        array = getattr(self._data, name)
+        inner = tuple(getattr(array.dtype, "_shape_", ()))
+        if array.size:
+            view: Tensor = self._warp.to_torch(array)
+        else:
+            view = torch.empty(*array.shape, *inner, device=self.device)
+        # A matrix is nine numbers in a row, as MuJoCo has it.
+        return view.flatten(-2) if len(inner) == 2 else view
 
     def field(self, name: str) -> Tensor:
         """See `Physics.field`; float32."""
@@ -107,11 +114,9 @@ class WarpPhysics:
                 f"physics of {self.model.path}: no field named {name!r} for each world in the "
                 "data of MuJoCo Warp"
             )
-        if not array.size:
-            shape = (*array.shape, *getattr(array.dtype, "_shape_", ()))
-            self._fields[name] = torch.empty(shape, device=self.device)
-        else:
-            self._fields[name] = self._derived[name] = self._view(name)
+        self._fields[name] = self._view(name)
+        if array.size:
+            self._derived[name] = self._fields[name]
             self._remember_default(name)
         return self._fields[name]
 
@@ -242,7 +247,7 @@ class WarpPhysics:
                 if values.numel():
                     own = self._model.values(name)
                     own.copy_(values.reshape(own.shape))
-                self._randomised[name] = MODEL if derive else MOVED
+                    self._randomised[name] = MODEL if derive else MOVED
             if derive and any(self._model.derives(name) for name in fields):
                 rows, derived = self._state.rows(), self._copy_derived()
                 moved = self._model.derive(self._data) or moved
