@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metarl.configs import NEWER
 from metarl.envs.physics import Limits, Model, load_model, make_physics
-from metarl.envs.physics.making import BACKENDS, Backend
+from metarl.envs.physics.making import BACKENDS, Backend, require_physics
 from metarl.envs.randomization import NOTHING, Parameters, Randomization
 from metarl.envs.robot_worlds import RobotWorlds
 from metarl.errors import UsageError
@@ -208,6 +208,10 @@ class Robot(Family):
         """Room for contacts on a GPU: the robot's own, or what the options say."""
         own = self.room
         return Limits(self.max_contacts or own.contacts, self.max_constraints or own.constraints)
+
+    def require_device(self, device: torch.device) -> None:
+        """See `Family.require_device`: the physics may have needs of its own."""
+        require_physics(device, self.backend)
 
     def sample_tasks(self, n: int, split: Split, generator: torch.Generator) -> RobotTask:
         """Draw goals and dynamics of `split`; nominal tasks have goals that are held out."""

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), EXIT_USAGE)
     except TrainingError as error:
         return _complain(str(error), EXIT_FAILED)
+    except (RuntimeError, MemoryError) as error:
+        return _complain(_if_memory_is_full(error), EXIT_USAGE)
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has gone; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,6 +111,15 @@ def _warn(
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
     print(text, end="", file=sys.stderr)
+
+
+def _if_memory_is_full(error: Exception) -> str:
+    """What to say if that is the matter; all else is raised again."""
+    from metarl.devices import describe_full, is_out_of_memory
+
+    if not is_out_of_memory(error):
+        raise error
+    return f"{describe_full(error)}: fewer worlds or tasks, or smaller batches or replay, take less"
 
 
 def _complain(sentence: str, code: int) -> int:

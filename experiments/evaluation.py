@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from metarl.adaptation import AdaptationCurve, evaluate
+from metarl.devices import Room
 from metarl.errors import UsageError
 from metarl.experiments import metaworld
 from metarl.experiments.agents import AGENTS
@@ -104,7 +105,7 @@ def evaluate_policy(
     A task is tried in `own_worlds` at once where the protocol leaves that open.
 
     Raises:
-        UsageError: if the family has no such split.
+        UsageError: if the family has no such split, or a memory is full.
     """
     family.check_split(protocol.split)
     generator = torch.Generator().manual_seed(protocol.seed)
@@ -118,11 +119,12 @@ def evaluate_policy(
         "worlds_per_task": worlds,
         "worlds_asked": protocol.worlds_per_task,
     }
-    env = family.make_worlds(protocol.tasks * worlds, device=device, seed=seed, threads=threads)
-    try:
-        return evaluate(policy, env, tasks, episodes, seed=seed, info={**info, **measured})
-    finally:
-        env.close()
+    with Room(device, protocol.tasks, worlds, "--tasks").watched():
+        env = family.make_worlds(protocol.tasks * worlds, device=device, seed=seed, threads=threads)
+        try:
+            return evaluate(policy, env, tasks, episodes, seed=seed, info={**info, **measured})
+        finally:
+            env.close()
 
 
 def ablations_of(run: LoadedRun) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import torch
 
 from metarl.checkpoint import load_checkpoint
 from metarl.configs import from_plain
+from metarl.devices import find_device
 from metarl.envs.registry import family_class
 from metarl.errors import UsageError
 from metarl.experiments.agents import AGENTS
@@ -43,18 +44,16 @@ class LoadedRun:
         return self.folder.config
 
 
-def check_device(name: str) -> torch.device:
-    """Return the device called `name`.
+def check_device(name: str, family: Family | None = None) -> torch.device:
+    """Return the device called `name`, on which worlds of `family` can live if it is given.
 
     Raises:
-        UsageError: if there is no such device here.
+        UsageError: if there is no such device here, or something is missing for these worlds.
     """
-    allowed = ["cpu"]
-    if torch.cuda.is_available():
-        allowed += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        allowed.append("mps")
-    return torch.device(choose("device on this machine", name, allowed))
+    device = find_device(name)
+    if family is not None:
+        family.require_device(device)
+    return device
 
 
 def use_threads(threads: int) -> int:
@@ -156,7 +155,8 @@ def open_run(
         family = replace(family, episodes=episodes or family.episodes, **longer)
         agent_config = replace(agent_config, rollouts=rollouts or agent_config.rollouts)
     seen = as_seen_by(config.agent, family, agent_config)
-    agent = build_agent(config.agent, agent_config, seen, seed=0, device=check_device(device))
+    where_to = check_device(device, seen)
+    agent = build_agent(config.agent, agent_config, seen, seed=0, device=where_to)
     family = as_seen_by(config.agent, replace(family, **longer), agent_config)
     checkpoint = load_checkpoint(folder.checkpoints, ["agent"])
     folder.require_own(checkpoint.labels, checkpoint.path)

@@ -60,6 +60,10 @@ class TaskInObservation(Family):
         inner = self.family.make_worlds(num_worlds, device=device, seed=seed, threads=threads)
         return TaskInObservationEnv(self, inner)
 
+    def require_device(self, device: torch.device) -> None:
+        """The family's own needs."""
+        self.family.require_device(device)
+
     def figures(self, rollout: Rollout) -> dict[str, float]:
         """The family's own, which knows nothing of the appended task."""
         own = self.family.observation_space.low.size

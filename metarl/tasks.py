@@ -170,6 +170,9 @@ class Family(ABC):
     ) -> VectorEnv:
         """Build `num_worlds` worlds that step together; `threads` is for families with physics."""
 
+    def require_device(self, device: torch.device) -> None:  # noqa: B027  most need nothing
+        """Raise `UsageError` if the worlds need more of `device` than torch does."""
+
     @property
     def reward_site(self) -> RewardSite:
         """Which one-hot vector decides, in a given task, whether a reward is high or low.

@@ -5,7 +5,8 @@ The loop itself, with logs, checkpoints and exact resumption, is `metarl.trainer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
@@ -18,7 +19,9 @@ from metarl.acceleration import (
     require_allowed,
 )
 from metarl.adaptation import AdaptationCurve, evaluate
+from metarl.checkpoint import list_checkpoints
 from metarl.configs import NEWER
+from metarl.devices import OutOfMemory, Room
 from metarl.errors import UsageError, require_between, require_positive
 from metarl.generators import untouched_global_generators
 from metarl.policy import Agent, worlds_per_task
@@ -99,14 +102,15 @@ def train(
     Raises:
         Interrupted: SIGINT or SIGTERM arrived; everything is saved.
         TrainingError: a loss or gradient is not finite; the last checkpoint is from before.
-        UsageError: the disk is full, no checkpoint is good or fits, or the agent cannot be
-            compiled or trained with the precision that is asked for.
+        UsageError: the disk or a memory is full, no checkpoint is good or fits, or the agent cannot
+            be compiled or trained with the precision that is asked for.
     """
     require_allowed(agent, config.compile, config.precision)
     schedule = Schedule(
         config.total_steps, config.seed, config.evaluate_every, config.checkpoint_every
     )
-    with deterministic_kernels(config.deterministic_kernels):
+    room = Room(device, config.num_worlds, 1, "--num-worlds")
+    with deterministic_kernels(config.deterministic_kernels), _resumable(run), room.watched():
         trainee = _AgentInWorlds(agent, family, run, config, torch.device(device), threads)
         trainer = Trainer(trainee, run, schedule)
         try:
@@ -114,6 +118,19 @@ def train(
         finally:
             trainee.env.close()
     return Training(trainer.counters, trainer.figures, trainee.curve)
+
+
+@contextmanager
+def _resumable(run: RunFolder) -> Iterator[None]:
+    """Within the context, whoever hears that a memory is full also hears what is saved."""
+    try:
+        yield
+    except OutOfMemory as error:
+        saved = list_checkpoints(run.checkpoints)
+        then = "nothing was saved yet"
+        if saved:
+            then = f"where more is free, --resume goes on from {saved[0]}"
+        raise OutOfMemory(f"{error}; {then}") from error
 
 
 class _AgentInWorlds:
@@ -165,13 +182,13 @@ class _AgentInWorlds:
         seed = config.seed + _SEED_OF_EVALUATION
         split: Split = "held-out" if "held-out" in self.family.splits else "train"
         info = {**self.run.labels, "split": split, "seed": seed, "steps": steps}
-        info["worlds_per_task"] = worlds_per_task(self.agent)
+        each = info["worlds_per_task"] = worlds_per_task(self.agent)
         generator = torch.Generator().manual_seed(seed)
         tasks = self.family.sample_tasks(config.evaluation_tasks, split, generator)
-        with untouched_global_generators():
-            worlds = len(tasks) * worlds_per_task(self.agent)
+        room = Room(self.device, len(tasks), each, "--evaluation-tasks")
+        with untouched_global_generators(), room.watched():
             env = self.family.make_worlds(
-                worlds, device=self.device, seed=seed, threads=self.threads
+                len(tasks) * each, device=self.device, seed=seed, threads=self.threads
             )
             try:
                 episodes = self.family.episodes

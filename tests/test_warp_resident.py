@@ -5,8 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.distributed.tensor  # torch imports it when it is first asked for, and needs Generator
-from pretend_gpu import PretendTensor, pretend_gpu
+from pretend_gpu import CUDA, PretendTensor, pretend_gpu
 
+from metarl.envs.physics import warp as physics
 from metarl.envs.physics.warp_launch import Launcher
 from metarl.envs.randomization import Randomization, Vary
 from metarl.envs.registry import make_family
@@ -33,7 +34,8 @@ def pretend_warp(monkeypatch):
     made, to_torch = Launcher.__init__, warp.to_torch
     with pretend_gpu() as gpu, monkeypatch.context() as patch:
         patch.setattr(warp, "to_torch", lambda array: PretendTensor(to_torch(array), gpu))
-        patch.setattr(torch.cuda, "current_device", lambda: 0)
+        patch.setattr(physics, "require_warp", lambda device: CUDA)
+        patch.setattr(physics, "require_memory", lambda *args: None)
         patch.setattr(
             Launcher, "__init__", lambda self, warp, device: made(self, warp, torch.device("cpu"))
         )

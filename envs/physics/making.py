@@ -36,12 +36,23 @@ def make_physics(
             Warp on a GPU, and else MuJoCo's own.
 
     Raises:
-        UsageError: if MuJoCo Warp is not installed, or cannot run the model.
+        UsageError: if MuJoCo Warp is not installed, or cannot run the model, or so many worlds.
     """
-    if backend == "auto":
-        backend = "warp" if torch.device(device).type == "cuda" else "mujoco"
-    if backend == "mujoco":
+    if not _by_warp(backend, device):
         return CpuPhysics(model, num_worlds, threads)
     from metarl.envs.physics.warp import WarpPhysics
 
     return WarpPhysics(model, num_worlds, device, limits)
+
+
+def require_physics(device: torch.device | str, backend: Backend = "auto") -> None:
+    """Raise `UsageError` if something is missing here for the physics of a backend on `device`."""
+    if _by_warp(backend, device):
+        from metarl.envs.physics.warp_device import require_warp
+
+        require_warp(device)
+
+
+def _by_warp(backend: Backend, device: torch.device | str) -> bool:
+    on_gpu = torch.device(device).type == "cuda"
+    return backend == "warp" or (backend == "auto" and on_gpu)

@@ -181,8 +181,8 @@ def _evaluate_archive(args: list[str]) -> int:
     from metarl.experiments.metaworld import describe
     from metarl.oracle import TaskInObservation
 
-    device, threads = check_device(options.device), use_threads(options.threads)
     family = TaskInObservation.of(parsed.family) if options.sees_task else parsed.family
+    device, threads = check_device(options.device, family), use_threads(options.threads)
     name = family.name
     archive = read_archive(path, trust=options.trust, device=device)
     policy = archive.policy_on(

@@ -50,7 +50,8 @@ class RunOptions:
     resume: bool = False
     """go on from the last good checkpoint in --run-dir, with the options of that run"""
     device: str = "cpu"
-    """cpu, cuda or cuda:N"""
+    """cpu, cuda or cuda:N, of the agent and of worlds that can live there; those of Meta-World and
+    of gymnasium are simulated on the CPU, and their tensors copied"""
     threads: int = 0
     """threads for physics and torch; 0 is one for each processor, and one for torch"""
     json: bool = False
@@ -86,8 +87,8 @@ def _train(agent: str, family: str, args: list[str]) -> int:
 
     options = parse_pair(agent, family, args)
     run, training = options.run, options.training
-    device, threads = check_device(run.device), use_threads(run.threads)
     seen = as_seen_by(agent, options.family, options.agent)
+    device, threads = check_device(run.device, seen), use_threads(run.threads)
     # First of all: an agent that refuses the family leaves no run folder behind.
     built = build_agent(agent, options.agent, seen, seed=training.seed, device=device)
     config = run_config(agent, family, options)
