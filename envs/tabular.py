@@ -129,7 +129,10 @@ class TabularWorlds(VectorEnv):
 
     def _apply_tasks(self, tasks: TabularTasks) -> None:
         self._mean = tasks.reward_mean.flatten()
-        self._cumulative = tasks.transition.cumsum(dim=-1).flatten(0, 2)
+        # On a GPU torch has no sum of this kind that gives the same bits every time.
+        where = "cpu" if torch.are_deterministic_algorithms_enabled() else self.device
+        cumulative = tasks.transition.to(where).cumsum(dim=-1).flatten(0, 2)
+        self._cumulative = cumulative.to(self.device)
 
     def _reset_worlds(self, mask: Tensor) -> None:
         self._state = self._state.masked_fill(mask, 0)
