@@ -73,8 +73,18 @@ class PretendGenerator(_Generator):
         return CUDA
 
 
-def _make_generator(device: torch.device | str = "cpu") -> torch.Generator:
-    return PretendGenerator() if torch.device(device).type == "cuda" else _Generator()
+class _Generators(type):
+    """What stands for `torch.Generator`: it makes one for the device that is asked for."""
+
+    def __call__(cls, device: torch.device | str = "cpu") -> torch.Generator:
+        return PretendGenerator() if torch.device(device).type == "cuda" else _Generator()
+
+    def __instancecheck__(cls, x: object) -> bool:
+        return isinstance(x, _Generator)
+
+
+class AnyGenerator(metaclass=_Generators):
+    """Stands for `torch.Generator`."""
 
 
 class PretendTensor(Tensor):
@@ -331,9 +341,11 @@ def pretend_gpu() -> Iterator[PretendGpu]:
     gpu, kinds = PretendGpu(), foreach._get_foreach_kernels_supported_devices
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(patch.object(torch, "Generator", _make_generator))
+        enter(patch.object(torch, "Generator", AnyGenerator))
         enter(patch.object(torch.cuda, "_lazy_init", lambda: None))
         enter(patch.object(torch.backends.cudnn, "is_acceptable", lambda tensor: False))
+        # A module that moves keeps its parameters, which an optimiser may hold already.
+        enter(patch.object(torch.__future__, "_swap_module_params_on_conversion", True))
         more = [*kinds(), META.type]
         enter(patch.object(foreach, "_get_foreach_kernels_supported_devices", lambda: more))
         enter(_Functions(gpu))

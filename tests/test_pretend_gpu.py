@@ -22,9 +22,9 @@ def on_both(compute):
 
     Everything that comes back must be on the device.
     """
-    plain = compute(torch.device("cpu"))
+    plain = list(compute(torch.device("cpu")))
     with pretend_gpu():
-        there = compute(torch.device("cuda"))
+        there = list(compute(torch.device("cuda")))
         assert all(isinstance(x, PretendTensor) and x.device == CUDA for x in there)
         return plain, [x.detach().cpu() for x in there]
 
@@ -47,6 +47,18 @@ def mlp(device):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).to(device)
     return train(module, numbers(5, 4).to(device), lr=0.1)
+
+
+def moved_after_its_optimizer_was_made(device):
+    torch.manual_seed(0)
+    module = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(numbers(5, 4)).sum().backward()
+    module.to(device)
+    optimizer.zero_grad()
+    module(numbers(5, 4).to(device)).square().sum().backward()
+    optimizer.step()
+    return module.parameters()
 
 
 def fused(device):
@@ -112,7 +124,10 @@ def made(device):
 
 @pytest.mark.parametrize(
     "compute",
-    [mlp, fused, gru, cell, second_order, gradients_by_func, drawn, changed_in_place, made],
+    [
+        *[mlp, moved_after_its_optimizer_was_made, fused, gru, cell, second_order],
+        *[gradients_by_func, drawn, changed_in_place, made],
+    ],
     ids=lambda f: f.__name__,
 )
 def test_values_are_those_of_the_cpu_bit_for_bit(compute):
