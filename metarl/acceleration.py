@@ -204,6 +204,8 @@ class _Compiled:
         name, args = self.function.__name__, _each(_leaf, args)
         try:
             found = _outcome(self._run, args)
+        except torch.OutOfMemoryError:
+            raise
         except (TorchDynamoException, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(
