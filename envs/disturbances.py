@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ _SCALED: dict[str, tuple[str, ...]] = {
 """the model fields that a factor multiplies"""
 _ADDED = {"com_offset": "body_ipos", "payload": "body_mass"}
 """the model field that a number is added to"""
+MODEL_FIELDS = tuple(dict.fromkeys([*chain(*_SCALED.values()), *_ADDED.values()]))
+"""the model fields that randomisation can give each world of its own"""
 
 
 def model_fields(drawn: Drawn, model: Model, shared: Callable[[str], Tensor]) -> dict[str, Tensor]:

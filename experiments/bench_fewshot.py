@@ -10,7 +10,14 @@ import torch
 
 from metarl.errors import UsageError
 from metarl.experiments.plain_maml import PlainMAML
-from metarl.experiments.timing import Side, check_windows, measure, median_ratio, torch_threads
+from metarl.experiments.timing import (
+    Side,
+    check_windows,
+    measure,
+    median_ratio,
+    on_device,
+    torch_threads,
+)
 from metarl.fewshot.episodes import Data, Protocol
 from metarl.fewshot.maml import MAML, MAMLConfig
 from metarl.inner_loop import Executor
@@ -57,7 +64,7 @@ def bench_fewshot(
     if threads < 1:
         raise UsageError(f"bench fewshot: --threads must be at least 1, got {threads}")
     learner, protocol = _learner(data, inner_steps, shots, executor, compiled, device)
-    with torch_threads(threads):
+    with torch_threads(threads), on_device(torch.device(device)):
         ours = Side(lambda _: learner.train_step(data, protocol, 0.0))
         sides = [ours]
         if peer == "loop":

@@ -21,7 +21,7 @@ from metarl.agents.maml import MAML, MAMLConfig
 from metarl.agents.promp import ProMP, ProMPConfig
 from metarl.envs.registry import make_family
 from metarl.experiments.plain_policy_gradient import PlainMAML, PlainProMP
-from metarl.experiments.timing import Stopwatch, Workload
+from metarl.experiments.timing import Stopwatch, Workload, synchronize
 from metarl.inner_loop import own_copies
 from metarl.tasks import Family
 
@@ -141,9 +141,12 @@ def whole_iterations(agent: GradientAgent, family: Family, count: int) -> dict[s
     learning, physics = Stopwatch(agent, "learn"), Stopwatch(env, "step", "reset")
     whole, shares = [], []
     for _ in range(count + 1):
-        learning.seconds = physics.seconds = 0.0
+        learning.clear()
+        physics.clear()
+        synchronize()
         start = perf_counter()
         agent.train_step(env, 0.0)
+        synchronize()
         whole.append(perf_counter() - start)
         shares.append((learning.seconds / whole[-1], physics.seconds / whole[-1]))
     of_learning, of_physics = zip(*shares[1:], strict=True)

@@ -18,6 +18,7 @@ from metarl.experiments.timing import (
     check_windows,
     measure,
     median_ratio,
+    on_device,
     torch_threads,
 )
 
@@ -61,7 +62,7 @@ def bench_update(
     """
     where = torch.device(device)
     _check(agent, threads, windows, seconds)
-    with torch_threads(threads):
+    with torch_threads(threads), on_device(where):
         work = WORKLOADS[agent](where, **sizes)
         names = ("none", *work.peers)
         if peer not in names:

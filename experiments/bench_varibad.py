@@ -19,7 +19,7 @@ from metarl.agents.varibad import VariBAD, VariBADConfig
 from metarl.envs.registry import make_family
 from metarl.experiments.plain_varibad import PlainVAE
 from metarl.experiments.presets import preset
-from metarl.experiments.timing import Stopwatch, Workload
+from metarl.experiments.timing import Stopwatch, Workload, synchronize
 from metarl.rollout import run_trials
 from metarl.tasks import Family, TaskBatch
 
@@ -94,9 +94,11 @@ def whole_iterations(agent: VariBAD, family: Family, worlds: int, count: int) ->
     shares: dict[str, list[float]] = {name: [] for name in ("simulation", "policy", "ppo", "vae")}
     for _ in range(count + 1):
         for watch in watches.values():
-            watch.seconds = 0.0
+            watch.clear()
+        synchronize()
         start = perf_counter()
         steps = agent.train_step(env, 0.0)["steps"]
+        synchronize()
         seconds.append(perf_counter() - start)
         rates.append(steps / seconds[-1])
         for name, watch in watches.items():

@@ -12,13 +12,13 @@ from metarl.logs import json_value
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows with the same keys as columns, numbers to the right."""
+    """Print rows with the same keys as columns, numbers to the right; None is a dash."""
     if not rows:
         return
     names = list(rows[0])
     cells = [[_cell(row[name]) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    right = [all(isinstance(row[name], int | float) for row in rows) for name in names]
+    right = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
     for line in (names, *cells):
         padded = (
             text.rjust(width) if to_right else text.ljust(width)
@@ -48,4 +48,6 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -7,7 +7,7 @@ turn, window by window. The ratio is the median of the ratios of neighbouring wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -31,6 +31,8 @@ class Side:
     close: Callable[[], None] = lambda: None
     name: str = ""
     """what exactly is compared, where the peer has several modes"""
+    per_step: int = 1
+    """what a step counts, such as the worlds that it advances"""
     steps: int = 0
     """steps per window"""
     rates: list[float] = field(default_factory=list)
@@ -38,11 +40,11 @@ class Side:
 
     def seconds(self, steps: int) -> float:
         """How long `steps` steps take."""
-        _synchronize()
+        synchronize()
         start = perf_counter()
         for k in range(steps):
             self.step(self.actions[k % len(self.actions)])
-        _synchronize()
+        synchronize()
         return perf_counter() - start
 
 
@@ -64,51 +66,85 @@ class Workload:
     """measures more, as often as there are windows"""
 
 
+class Mark:
+    """A moment in the work of the device: of the GPU, if torch has one in use, else of the CPU."""
+
+    def __init__(self) -> None:
+        """Mark the end of all that is under way; waits for nothing."""
+        self._event: torch.cuda.Event | None = None
+        self._now = 0.0
+        if torch.cuda.is_initialized():
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+        else:
+            self._now = perf_counter()
+
+    def until(self, later: Mark) -> float:
+        """Seconds from here to a later mark; `synchronize` comes before."""
+        if self._event is None or later._event is None:
+            return later._now - self._now
+        milliseconds: float = self._event.elapsed_time(later._event)
+        return 1e-3 * milliseconds
+
+
 class Stopwatch:
     """Adds up the seconds that are spent in some methods of an object."""
 
     def __init__(self, owner: object, *methods: str) -> None:
         """Watch `methods` of `owner` from now on."""
-        self.seconds = 0.0
+        self._marks: list[tuple[Mark, Mark]] = []
         for name in methods:
             setattr(owner, name, self._watched(getattr(owner, name)))
 
+    @property
+    def seconds(self) -> float:
+        """The sum since `clear`; waits for the device."""
+        synchronize()
+        return sum((start.until(end) for start, end in self._marks), 0.0)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._marks.clear()
+
     def _watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **options: Any) -> Any:
-            _synchronize()
-            start = perf_counter()
+            start = Mark()
             result = method(*args, **options)
-            _synchronize()
-            self.seconds += perf_counter() - start
+            self._marks.append((start, Mark()))
             return result
 
         return watched
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait until the GPU has done what was launched, if torch has one in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
-def measure(sides: Sequence[Side], windows: int, seconds: float, per_step: int = 1) -> None:
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Within the context, `device` is the one of several GPUs that is waited for."""
+    return torch.cuda.device(device) if device.index else nullcontext()
+
+
+def measure(sides: Sequence[Side], windows: int, seconds: float) -> None:
     """Fill in the rates of `sides`, whose windows alternate; the first windows are not counted.
 
     Args:
         sides: what is timed.
         windows: how many windows each has.
         seconds: about how long a window is.
-        per_step: what a step counts, such as the worlds that it advances.
     """
     for side in sides:
         side.begin()
-        side.steps = _steps_for(side, seconds)
+        side.steps = steps_for(side, seconds)
     for _ in range(windows):
         for side in sides:
             side.begin()
-            side.rates.append(per_step * side.steps / side.seconds(side.steps))
+            side.rates.append(side.per_step * side.steps / side.seconds(side.steps))
 
 
-def _steps_for(side: Side, seconds: float) -> int:
+def steps_for(side: Side, seconds: float) -> int:
     """How many steps take about `seconds`, found by doubling; warms the side up, too."""
     side.seconds(1)
     steps = 1

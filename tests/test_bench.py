@@ -9,8 +9,9 @@ from mujoco.batch import Batch
 from metarl.envs.gridnavi import GridNavi
 from metarl.envs.half_cheetah import HalfCheetahDir, HalfCheetahVel
 from metarl.errors import UsageError
-from metarl.experiments import bench
+from metarl.experiments import bench_peers, bench_worlds
 from metarl.experiments.bench import bench_rollout
+from metarl.experiments.timing import Side
 
 QUICK = {"num_worlds": 3, "windows": 2, "seconds": 0.01}
 
@@ -55,14 +56,15 @@ def test_gridworlds_have_no_peer():
 def test_bare_peer_simulates_the_same_as_we_do(monkeypatch, randomize, preset):
     """From the same states, under the same commands, the two sides end in the same states."""
     family = HalfCheetahVel(preset=preset)
-    env = bench._started(family, 3, 1, torch.device("cpu"))
+    env = bench_worlds.started(family, 3, 1, torch.device("cpu"))
     if randomize:
-        env.physics.randomise(bench._random_fields(env))
-    ours = bench.Side(env.step, bench._random_actions(family, 3, torch.device("cpu")))
+        env.physics.randomise(bench_worlds.random_fields(env))
+    ours = Side(env.step, bench_worlds.random_actions(family, 3, torch.device("cpu")))
     ours.seconds(7)
     batches = []
-    monkeypatch.setattr(bench, "Batch", lambda *args: batches.append(Batch(*args)) or batches[0])
-    bare = bench._bare(ours, env, threads=2)
+    keep = lambda *args: batches.append(Batch(*args)) or batches[0]  # noqa: E731
+    monkeypatch.setattr(bench_peers, "Batch", keep)
+    bare = bench_peers._bare(ours, env, threads=2)
     ours.begin()
     start = env.physics.state_dict()["rows"]
     ours.seconds(40)
@@ -74,9 +76,9 @@ def test_bare_peer_simulates_the_same_as_we_do(monkeypatch, randomize, preset):
 
 
 def test_randomised_worlds_differ_from_each_other():
-    env = bench._started(HalfCheetahVel(), 4, 1, torch.device("cpu"))
-    fields = bench._random_fields(env)
-    assert set(fields) == set(bench.RANDOMISED_FIELDS)
+    env = bench_worlds.started(HalfCheetahVel(), 4, 1, torch.device("cpu"))
+    fields = bench_worlds.random_fields(env)
+    assert set(fields) == set(bench_worlds.RANDOMISED_FIELDS)
     model = env.physics.model.compiled
     for name, values in fields.items():
         assert len({tuple(row.flatten().tolist()) for row in values}) == 4
@@ -87,10 +89,10 @@ def test_randomised_worlds_differ_from_each_other():
 
 
 def test_actions_fill_the_action_space():
-    actions = torch.stack(bench._random_actions(HalfCheetahVel(preset="promp"), 50, "cpu"))
-    assert actions.shape == (bench.ACTION_BATCHES, 50, 6)
+    actions = torch.stack(bench_worlds.random_actions(HalfCheetahVel(preset="promp"), 50, "cpu"))
+    assert actions.shape == (bench_worlds.ACTION_BATCHES, 50, 6)
     assert actions.abs().max() <= 10 and actions.abs().mean() == pytest.approx(5, abs=0.2)
-    choices = torch.stack(bench._random_actions(GridNavi(), 50, "cpu"))
+    choices = torch.stack(bench_worlds.random_actions(GridNavi(), 50, "cpu"))
     assert choices.unique().tolist() == [0, 1, 2, 3, 4]
 
 
@@ -117,7 +119,7 @@ def test_missing_envpool_says_how_to_install_it(monkeypatch):
         ({"threads": -1}, "--threads must be at least 1, got -1"),
         ({"windows": 0}, "--windows must be at least 1"),
         ({"seconds": float("nan")}, "--seconds must lie in"),
-        ({"peer": "isaac"}, "unknown peer 'isaac'; choose from none, bare, gymnasium"),
+        ({"peer": "isaac"}, "unknown peer 'isaac'; choose from none, cpu, bare, gymnasium"),
     ],
 )
 def test_bad_settings(wrong, sentence):

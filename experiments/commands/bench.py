@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from metarl.envs.registry import FAMILIES, listed
 from metarl.errors import UsageError
+from metarl.experiments.bench_options import (
+    FewShotOptions,
+    GradientOptions,
+    MemoryOptions,
+    Options,
+    PearlOptions,
+    VariBADOptions,
+)
+from metarl.experiments.bench_tables import show_account, show_memory, show_rows, show_sides
 from metarl.experiments.fewshot import DATASETS
 from metarl.experiments.options import choose, choose_family, parse, parse_parts
-from metarl.experiments.printing import print_json, print_table
+from metarl.experiments.printing import print_json
 
 USAGE = """usage: metarl bench rollout FAMILY [OPTIONS]
        metarl bench update AGENT [OPTIONS]
        metarl bench fewshot DATASET [OPTIONS]
+       metarl bench memory [FAMILY ...] [OPTIONS]
 
-rollout measures how many steps a second the worlds of a family make under random actions:
-observation, task reward and autoreset included. update measures how fast an agent learns in its
-published configuration: gradient steps a second of pearl, sampling from replay included; those of
-varibad's auto-encoder in the sizes of its presets; outer steps of maml and promp, the adaptation
-included that they pass through. fewshot measures how many iterations of second-order MAML in its
-published sizes: drawing the tasks included.
+rollout measures how many steps a second the worlds of a family make, under random actions or a
+policy: observation, task reward and autoreset included. It tries several numbers of worlds if they
+are given, and says with --account where the time of a step goes. update measures how fast an agent
+learns in its published configuration: gradient steps a second of pearl, sampling from replay
+included; those of varibad's auto-encoder in the sizes of its presets; outer steps of maml and
+promp, the adaptation included that they pass through. fewshot measures how many iterations of
+second-order MAML in its published sizes: drawing the tasks included. memory computes how much
+memory of a GPU the worlds of robots take; it needs no GPU.
 
 FAMILY is one of
 {families}
@@ -33,120 +45,6 @@ DATASET is one of
 {datasets}
 
 metarl bench rollout FAMILY --help, and so on, list the options."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to measure."""
-
-    num_worlds: int = 256
-    """worlds that are stepped together"""
-    threads: int = 0
-    """threads of the physics, on both sides; 0 is one for each processor"""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N"""
-    peer: Literal["none", "bare", "gymnasium", "envpool", "shared-model", "metaworld"] = "none"
-    """what to compare with, in the same run"""
-    randomize: bool = False
-    """give every world its own masses, inertias, damping and friction"""
-    windows: int = 15
-    """timed windows per side, which take turns"""
-    seconds: float = 0.5
-    """length of a window"""
-    json: bool = False
-    """print one JSON object as the last line"""
-
-
-@dataclasses.dataclass(frozen=True)
-class FewShotOptions:
-    """What to measure."""
-
-    inner_steps: int = 1
-    """gradient steps on each support set"""
-    shots: int = 0
-    """support points, of each class for images; 0 is 10 for curves and 1 for images"""
-    executor: Literal["auto", "vectorised", "loop"] = "auto"
-    """all tasks at once, one after the other, or whichever is measured to be faster"""
-    compile: bool = False
-    """let torch compile the meta-gradient, which takes up to a minute"""
-    threads: int = 1
-    """threads of torch, on both sides"""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N"""
-    peer: Literal["none", "loop"] = "none"
-    """the same in torch's own layers, one task after the other"""
-    windows: int = 15
-    """timed windows per side, which take turns"""
-    seconds: float = 0.5
-    """length of a window"""
-    json: bool = False
-    """print one JSON object as the last line"""
-
-
-@dataclasses.dataclass(frozen=True)
-class PearlOptions:
-    """What to measure."""
-
-    variant: Literal["paper", "modern"] = "paper"
-    """of SAC, as `metarl train pearl` has them"""
-    threads: int = 1
-    """threads of torch, on both sides"""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N"""
-    peer: Literal["none", "plain", "floor", "onednn-floor"] = "none"
-    """the update as one writes it down from the paper, or its matrix products alone"""
-    windows: int = 15
-    """timed windows per side, which take turns"""
-    seconds: float = 0.5
-    """length of a window"""
-    json: bool = False
-    """print one JSON object as the last line"""
-
-
-@dataclasses.dataclass(frozen=True)
-class VariBADOptions:
-    """What to measure."""
-
-    family: Literal["gridnavi", "half-cheetah-vel"] = "gridnavi"
-    """whose preset: short trials and all pairs of a belief and a step, or long ones and some"""
-    whole: bool = False
-    """whole iterations, too, simulation and PPO included, and what takes which share of them"""
-    threads: int = 1
-    """threads of torch, on both sides, and of the physics"""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N"""
-    peer: Literal["none", "loop"] = "none"
-    """the same as one writes it down: one belief after the other"""
-    windows: int = 5
-    """timed windows per side, which take turns"""
-    seconds: float = 0.5
-    """length of a window, which holds one update at least"""
-    json: bool = False
-    """print one JSON object as the last line"""
-
-
-@dataclasses.dataclass(frozen=True)
-class GradientOptions:
-    """What to measure."""
-
-    meta_batch: int = 40
-    """tasks of an iteration"""
-    rollouts: int = 20
-    """episodes of each task, before its gradient step and after"""
-    whole: bool = False
-    """whole meta-iterations, too, simulation included, and what takes which share of them"""
-    threads: int = 1
-    """threads of torch, on both sides, and of the physics"""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N"""
-    peer: Literal["none", "loop"] = "none"
-    """the same as one writes it down from the paper, one task after the other"""
-    windows: int = 5
-    """timed windows per side, which take turns"""
-    seconds: float = 0.5
-    """length of a window, which holds one iteration at least"""
-    json: bool = False
-    """print one JSON object as the last line"""
 
 
 UPDATED: dict[str, type[PearlOptions | VariBADOptions | GradientOptions]] = {
@@ -168,7 +66,9 @@ def main(args: list[str]) -> int:
     """Run `metarl bench`."""
     words = [word for word in args[:2] if not word.startswith("-")]
     if words:
-        choose("benchmark", words[0], SUBJECTS)
+        choose("benchmark", words[0], (*SUBJECTS, "memory"))
+    if words[:1] == ["memory"]:
+        return _memory(args[1:])
     if len(words) < 2:
         if {"-h", "--help"} & set(args):
             named: dict[str, Iterable[str]]
@@ -199,13 +99,22 @@ def _rollout(name: str, args: list[str]) -> int:
         parsed.family,
         options.num_worlds,
         use_threads(options.threads),
-        check_device(options.device),
+        check_device(options.device, parsed.family),
         options.peer,
         randomize=options.randomize,
+        policy=options.policy,
+        account=options.account,
         windows=options.windows,
         seconds=options.seconds,
     )
-    _show(result, options.json)
+    if len(options.num_worlds) > 1 or result["memory"] is not None:
+        show_rows(result)
+    else:
+        show_sides(result)
+    if result["account"] is not None:
+        show_account(result["account"])
+    if options.json:
+        print_json(result)
     return 0
 
 
@@ -217,7 +126,9 @@ def _update(name: str, args: list[str]) -> int:
     values = {**dataclasses.asdict(options), "device": check_device(options.device)}
     del values["json"]
     result = bench_update(name, **values)
-    _show(result, options.json)
+    show_sides(result)
+    if options.json:
+        print_json(result)
     return 0
 
 
@@ -241,37 +152,19 @@ def _fewshot(name: str, args: list[str]) -> int:
         windows=options.windows,
         seconds=options.seconds,
     )
-    _show(result, options.json)
+    show_sides(result)
+    if options.json:
+        print_json(result)
     return 0
 
 
-def _show(result: Mapping[str, Any], as_json: bool) -> None:
-    """Print the rates of both sides, their ratio, and which shares were measured."""
-    names = {"": "metarl", "peer_": result.get("peer_mode") or result["peer"]}
-    sides = []
-    for prefix, name in names.items():
-        if result[f"{prefix}value"] is not None:
-            side = {"side": name, result["unit"]: _rounded(result[f"{prefix}value"])}
-            if f"{prefix}seconds" in result:
-                side["seconds each"] = _rounded(result[f"{prefix}seconds"])
-            sides.append(side)
-    print_table(sides)
-    if result["ratio"] is not None:
-        print(f"ratio {result['ratio']:.2f}")
-    if "sampling_share" in result:
-        print(f"sampling {result['sampling_share']:.1%} of the time")
-    if "whole_seconds" in result:
-        ending = "_share"
-        shares = {n.removesuffix(ending): x for n, x in result.items() if n.endswith(ending)}
-        shares.pop("sampling", None)
-        rate = f" ({result['whole_rate']:.0f} steps/s)" if "whole_rate" in result else ""
-        print(
-            f"a whole iteration takes {result['whole_seconds']:.2f} s{rate}: "
-            + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-        )
-    if as_json:
-        print_json(result)
+def _memory(args: list[str]) -> int:
+    from metarl.experiments.bench_memory import bench_memory
 
-
-def _rounded(rate: float) -> float:
-    return round(rate) if rate >= 1000 else float(f"{rate:.3g}")
+    first = next((k for k, word in enumerate(args) if word.startswith("-")), len(args))
+    options = parse(MemoryOptions, args[first:], "metarl bench memory")
+    rows = bench_memory([choose_family(name) for name in args[:first]], options.num_worlds)
+    show_memory(rows)
+    if options.json:
+        print_json({"num_worlds": options.num_worlds, "unit": "bytes", "rows": rows})
+    return 0
