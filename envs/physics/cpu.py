@@ -168,7 +168,7 @@ class CpuPhysics:
     def put(self, mask: Tensor, states: Tensor) -> None:
         """See `Physics.put`."""
         ids = mask.to("cpu").nonzero()[:, 0]
-        self._rows[ids] = states[ids].to("cpu")
+        self._rows[ids] = states.to("cpu", torch.float64)[ids]
 
     def randomise(self, fields: Mapping[str, Tensor], *, derive: bool = True) -> None:
         """See `Physics.randomise`; one `set_const` for all fields of the call."""

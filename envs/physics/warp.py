@@ -159,9 +159,10 @@ class WarpPhysics:
         self._launch(("step", n_substeps), substeps)
         self._substeps = n_substeps
         self._count_overflow(worlds)
-        motion = torch.cat([self._fields["qpos"], self._fields["qvel"], self._qacc], -1)
+        # MuJoCo Warp cuts a control that is NaN to its range, and goes on.
+        fields = [self._fields[name] for name in ("ctrl", "qpos", "qvel")]
         # A comparison with NaN is false.
-        unstable = ~(motion.abs() < _HUGE).all(-1)
+        unstable = ~(torch.cat([*fields, self._qacc], -1).abs() < _HUGE).all(-1)
         if worlds is not None:
             unstable = unstable & worlds
             self._state.write(before, ~worlds)
@@ -322,9 +323,9 @@ class WarpPhysics:
                 f"physics of {self.model.path}: the saved state has shape {tuple(rows.shape)}, "
                 f"expected {tuple(self._before.shape)}"
             )
-        shared = {name: self.shared(name) for name in self._randomised}
         saved, moved = with_prefix(state, MODEL), with_prefix(state, MOVED)
-        self.randomise({**shared, **self._shaped(saved)})
+        self._model.restore()
+        self.randomise(self._shaped(saved))
         if moved:
             self.randomise(self._shaped(moved), derive=False)
         self._randomised = {**dict.fromkeys(saved, MODEL), **dict.fromkeys(moved, MOVED)}

@@ -119,6 +119,7 @@ class WarpModel:
         self.arrays.opt.deterministic = torch.are_deterministic_algorithms_enabled()
         self.arrays.callback.contactfilter = contact_filter(self.compiled.geom_type)
         self._own: dict[str, Tensor] = {}
+        self._shared: dict[str, Tensor] = {}
 
     def _holder(self, name: str) -> tuple[Any, str]:
         """Where a field is, and its name there."""
@@ -144,7 +145,8 @@ class WarpModel:
             shape = (self.num_worlds, *shared.shape[1:])
             own = self._warp.empty(shape, dtype=shared.dtype)
             self._own[name] = self._warp.to_torch(own)
-            self._own[name].copy_(self._warp.to_torch(shared))
+            self._shared[name] = self._warp.to_torch(shared).clone()
+            self._own[name].copy_(self._shared[name])
             setattr(holder, inner, own)
             moved = True
         return moved
@@ -152,6 +154,14 @@ class WarpModel:
     def values(self, name: str) -> Tensor:
         """The rows of a field that has them, live, float32 `[num_worlds, ...]`."""
         return self._own[name]
+
+    def restore(self) -> None:
+        """Give all worlds the model's values again; derived constants would differ in their bits.
+
+        They were computed by MuJoCo, in double precision.
+        """
+        for name, own in self._own.items():
+            own.copy_(self._shared[name])
 
     def derives(self, name: str) -> bool:
         """Whether constants are derived from a field."""
