@@ -51,13 +51,13 @@ class TrainingConfig:
     checkpoint_every: int = 1
     """iterations between checkpoints"""
     compile: bool = field(default=False, metadata=NEWER)
-    """let torch compile what the agent acts and learns by; it must agree with what is not
-    compiled, and takes up to some minutes at first"""
+    """let torch compile what the agent acts and learns by, for a GPU as CUDA graphs; it is checked
+    against what is not compiled, takes up to some minutes at first, and on a CPU gains nothing"""
     precision: Precision = field(default="float32", metadata=NEWER)
-    """bits of the products of matrices while training: tf32 rounds their factors on a GPU that can,
-    bfloat16 those of learning, not of acting, still more"""
+    """how products of matrices are rounded while training: tf32 rounds their factors on a GPU that
+    can; bfloat16 rounds more, but only while learning, neither in memories nor in actions"""
     deterministic_kernels: bool = field(default=False, metadata=NEWER)
-    """on a GPU, too, have the same seed give the same bits, which is slower; a CPU does anyway"""
+    """use slower kernels on a GPU that give the same bits every time; a CPU does so anyway"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
