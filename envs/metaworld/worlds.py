@@ -134,7 +134,7 @@ class SawyerWorlds(VectorEnv):
         self._target = shown * torch.cat([group.scene.target for group in self._groups])
         self._frame, self._previous = self._first.clone(), self._first.clone()
         self._goal = self._first_goal.clone()
-        self._label = tasks.which.to(torch.float64) if self.family.shows_skill else None
+        self._label = tasks.which.to("cpu", torch.float64) if self.family.shows_skill else None
         places = torch.zeros(self.num_envs, len(_BODIES) + len(_FINGERS), 3, dtype=torch.float64)
         self._places, self._seen = places, torch.zeros(self.num_envs, FRAME - 4).double()
 
