@@ -335,6 +335,16 @@ def _renamed(device: Any) -> Any:
     return META if isinstance(device, torch.device) and device.type == "cuda" else device
 
 
+def _keep_parameters(apply: Any) -> Any:
+    """A module that moves keeps its parameters, which an optimiser may hold already."""
+
+    def kept(self: torch.nn.Module, *args: Any) -> torch.nn.Module:
+        with patch.object(torch.__future__, "_swap_module_params_on_conversion", True):
+            return apply(self, *args)
+
+    return kept
+
+
 @contextmanager
 def pretend_gpu() -> Iterator[PretendGpu]:
     """Inside, `torch.device("cuda")` can be computed on; `torch.cuda` itself stays as it is."""
@@ -344,8 +354,7 @@ def pretend_gpu() -> Iterator[PretendGpu]:
         enter(patch.object(torch, "Generator", AnyGenerator))
         enter(patch.object(torch.cuda, "_lazy_init", lambda: None))
         enter(patch.object(torch.backends.cudnn, "is_acceptable", lambda tensor: False))
-        # A module that moves keeps its parameters, which an optimiser may hold already.
-        enter(patch.object(torch.__future__, "_swap_module_params_on_conversion", True))
+        enter(patch.object(torch.nn.Module, "_apply", _keep_parameters(torch.nn.Module._apply)))
         more = [*kinds(), META.type]
         enter(patch.object(foreach, "_get_foreach_kernels_supported_devices", lambda: more))
         enter(_Functions(gpu))
