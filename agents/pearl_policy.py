@@ -32,6 +32,11 @@ def absorb(
     return networks.encoder.absorb(state, x)
 
 
+def _may_hold(flags: Tensor) -> bool:
+    """Whether any of `flags` holds; on a GPU, where to look would wait for the device, it may."""
+    return flags.device.type != "cpu" or bool(flags.any())
+
+
 class PearlPolicy:
     """The adaptive policy: what it learned about a task is in its belief, what it tries is z."""
 
@@ -77,6 +82,6 @@ class PearlPolicy:
         self.state = absorb(self.networks, self.obs, self.action, step, self.state)
         done = step.terminated | step.truncated
         self.episode += done
-        if done.device.type != "cpu" or bool(done.any()):
+        if _may_hold(done):
             drawn = self._draw(self.episode >= self.prior_episodes)
             self.z = torch.where(done.unsqueeze(-1), drawn, self.z)

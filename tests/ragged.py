@@ -57,8 +57,8 @@ class RaggedEnv(VectorEnv):
 
     def _apply_tasks(self, tasks):
         self._target = tasks.target
-        self._x = torch.zeros(self.num_envs)
-        self._length = torch.zeros(self.num_envs)
+        self._x = torch.zeros(self.num_envs, device=self.device)
+        self._length = torch.zeros(self.num_envs, device=self.device)
 
     def _reset_worlds(self, mask):
         u = self._reset_noise(mask, 2)
