@@ -206,9 +206,9 @@ def _peer(setting: Setting, ours: Side, env: VectorEnv, peer: Peer) -> Side | No
 
 def _used(device: torch.device) -> int | None:
     """Bytes in use on a GPU, after all that can be freed is; None for a CPU."""
-    gc.collect()
     if device.type != "cuda":
         return None
+    gc.collect()
     synchronize()
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)

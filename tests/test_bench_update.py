@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from pretend_gpu import pretend_gpu
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +16,7 @@ from metarl.experiments.bench_update import WORKLOADS, bench_update
 from metarl.experiments.cli import main
 from metarl.experiments.commands.bench import UPDATED
 from metarl.experiments.plain_pearl import PlainPearl, linears
+from metarl.experiments.timing import Side, Stopwatch
 
 SPEC = HalfCheetahVel().spec()
 TASKS = 5
@@ -231,3 +233,33 @@ def test_bad_words_get_one_sentence(words, sentence, capsys):
     assert main(["bench", *words.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
+
+
+SIZES = {"maml": {"meta_batch": 2, "rollouts": 2}, "promp": {"meta_batch": 2, "rollouts": 2}}
+
+
+@pytest.mark.parametrize("agent", WORKLOADS)
+def test_on_a_gpu_nothing_is_brought_there_for_an_update(agent):
+    """On a pretended one: what an update needs is there, and figures are told at its end."""
+    with pretend_gpu() as gpu:
+        work = WORKLOADS[agent](torch.device("cuda"), **SIZES.get(agent, {}))
+        parameters = gpu.uploads.copy()
+        work.run()
+        gpu.uploads.clear()
+        gpu.waits.clear()
+        work.run()
+    assert parameters and not gpu.uploads
+    assert len(gpu.waits) < 10
+
+
+def test_a_gpu_is_waited_for_at_the_ends_of_windows_only(monkeypatch):
+    events = []
+    monkeypatch.setattr("metarl.experiments.timing.synchronize", lambda: events.append("wait"))
+    side = Side(events.append, ["step"])
+    side.seconds(3)
+    watch = Stopwatch(side, "step")
+    side.seconds(2)
+    assert events == ["wait", *3 * ["step"], "wait", "wait", *2 * ["step"], "wait"]
+    assert watch.seconds > 0 and events[-1] == "wait" and len(events) == 10
+    watch.clear()
+    assert watch.seconds == 0
