@@ -21,8 +21,9 @@ from metarl.experiments.fewshot import DATASETS, METHODS
 from metarl.experiments.loading import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/meta-world.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/gpu.md", "docs/meta-world.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(metarl [a-z][^`]*)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -162,8 +163,18 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith("metarl ")]
 
 
-@pytest.mark.parametrize("line", commands())
-def test_the_command_lines_of_the_readme_are_understood(line, capsys):
+def on_a_gpu() -> list[str]:
+    """The commands of the page on GPUs, in its tables too."""
+    document = "docs/gpu.md"
+    lines = "\n".join(blocks(document, "")).splitlines()
+    fenced = [line for line in lines if line.startswith("metarl ")]
+    text = FENCE.sub("", (ROOT / document).read_text())
+    inline = [" ".join(command.split()) for command in INLINE.findall(text)]
+    return fenced + [line for line in inline if " --" in line and "FAMILY" not in line]
+
+
+@pytest.mark.parametrize("line", [*commands(), *on_a_gpu()])
+def test_the_command_lines_of_the_documents_are_understood(line, capsys):
     _, verb, *words = line.split()
     options = [word for word in words if word.startswith("--")]
     # What decides which options there are comes first: the agent and family, or what to compare.
