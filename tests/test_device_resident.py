@@ -24,10 +24,10 @@ from metarl.optimization import gradient_step, require_finite
 from metarl.rollout import run_trials
 from metarl.runs import RunConfig, RunFolder
 from metarl.tasks import Family
-from metarl.training import TrainingConfig, train
+from metarl.training import TrainingConfig, _AgentInWorlds, train
 
 PPO = {"layers": (8,), "epochs": 2, "minibatches": 2}
-RL2 = {**PPO, "embedding": 8, "hidden": 8, "chunk": 5}
+RL2 = {**PPO, "embedding": 8, "hidden": 8, "chunk": 5, "final_learning_rate": 2e-3}
 PEARL = {
     **{"layers": (8,), "encoder_layers": (8,), "train_tasks": 4, "collect_tasks": 2},
     **{"initial_episodes": 1, "prior_episodes": 1, "posterior_episodes": 1, "updates": 3},
@@ -264,9 +264,13 @@ def trained(path: Path, case: Case, device: str, *budgets: int) -> list[dict[str
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[5]], ids=str)
-def test_a_run_on_a_gpu_logs_and_resumes_as_one_on_the_cpu(case, tmp_path):
+def test_a_run_on_a_gpu_logs_and_resumes_as_one_on_the_cpu(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("metarl.agents.pearl_policy._may_hold", lambda flags: True)
+    # Checkpoints hold tensors of torch's own class only, which those of a GPU are.
+    states = _AgentInWorlds.states
+    monkeypatch.setattr(_AgentInWorlds, "states", lambda self: home(states(self)))
     plain = trained(tmp_path / "cpu", case, "cpu", 120)
     with pretend_gpu():
         there = trained(tmp_path / "cuda", case, "cuda", 60, 120)
-    assert [row["steps"] for row in plain] == [row["steps"] for row in there]
+    assert len(plain) > 3
     assert there == plain
