@@ -1,7 +1,8 @@
 """Counter-based random numbers: one independent stream per world.
 
 A world's numbers depend on (seed, world, draw counter) and on nothing else, so no world disturbs
-another, the whole random state is one counter per world, and every device gives the same bits.
+another, the whole random state is one counter per world, and every device gives the same uniform
+numbers, bit for bit.
 The mixing function is splitmix64 (Steele, Lea and Flood 2014).
 """
 
