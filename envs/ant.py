@@ -29,7 +29,7 @@ from torch import Tensor
 
 from metarl.envs.forces import with_contact_forces
 from metarl.envs.goals import Heading, Place, both_ways, sample_angles, sample_disc
-from metarl.envs.physics import Model
+from metarl.envs.physics import Limits, Model
 from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
 from metarl.errors import UsageError
 from metarl.tasks import Split, TaskBatch, TaskKind
@@ -59,6 +59,7 @@ class Ant(Robot):
     reset_noise: ClassVar[float] = 0.1
     normal_velocities: ClassVar[bool] = True
     remembers: ClassVar[tuple[str, ...]] = ("xpos",)
+    room: ClassVar[Limits] = Limits(contacts=12, constraints=56)
     episodes: int = 2
     horizon: int = 200
 

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metarl.envs.physics import Model
+from metarl.envs.physics import Limits, Model
 from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
 from metarl.tasks import Split, TaskKind
 
@@ -72,6 +72,7 @@ class Crippled(Robot):
     reset_noise: ClassVar[float] = 0.1
     normal_velocities: ClassVar[bool] = True
     remembers: ClassVar[tuple[str, ...]] = ("subtree_com",)
+    room: ClassVar[Limits] = Limits(contacts=12, constraints=56)
     parts: ClassVar[int]
     """how many joints or legs there are"""
     trained: ClassVar[tuple[int, ...]]

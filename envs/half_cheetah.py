@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from metarl.envs.goals import Direction, TargetSpeed, both_ways, sample_speeds
-from metarl.envs.physics import Model
+from metarl.envs.physics import Limits, Model
 from metarl.envs.randomization import Randomization, Vary
 from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
 from metarl.errors import UsageError
@@ -79,6 +79,7 @@ class HalfCheetah(Robot):
     frame_skip: ClassVar[int] = 5
     reset_noise: ClassVar[float] = 0.1
     normal_velocities: ClassVar[bool] = True
+    room: ClassVar[Limits] = Limits(contacts=12, constraints=56)
     episodes: int = 2
     if TYPE_CHECKING:
         horizon: int = 200

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metarl.envs.forces import with_contact_forces
 from metarl.envs.goals import Heading, sample_angles
-from metarl.envs.physics import Model
+from metarl.envs.physics import Limits, Model
 from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
 from metarl.errors import UsageError
 from metarl.tasks import Split, TaskKind
@@ -90,6 +90,7 @@ class HumanoidDir(Robot):
     frame_skip: ClassVar[int] = 5
     reset_noise: ClassVar[float] = 0.01
     remembers: ClassVar[tuple[str, ...]] = ("subtree_com",)
+    room: ClassVar[Limits] = Limits(contacts=32, constraints=112)
     episodes: int = 2
     horizon: int = 200
     observation: Observation = "pearl"

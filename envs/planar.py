@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from metarl.envs.goals import TargetSpeed, sample_speeds
-from metarl.envs.physics import Model
+from metarl.envs.physics import Limits, Model
 from metarl.envs.randomization import Randomization, Vary
 from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
 from metarl.errors import UsageError
@@ -105,6 +105,7 @@ class Walker2d(PlanarLegs):
     """The two-legged robot, 17 observations, 6 motors."""
 
     gymnasium_id: ClassVar[str] = "Walker2d-v5"
+    room: ClassVar[Limits] = Limits(contacts=20, constraints=88)
 
     def model(self) -> Model:
         """The model that gymnasium ships."""
@@ -120,6 +121,7 @@ class Hopper(PlanarLegs):
     """The one-legged robot, 11 observations, 3 motors."""
 
     gymnasium_id: ClassVar[str] = "Hopper-v5"
+    room: ClassVar[Limits] = Limits(contacts=12, constraints=48)
 
     def model(self) -> Model:
         """The model that gymnasium ships."""

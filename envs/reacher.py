@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metarl.envs.goals import Place, sample_disc
-from metarl.envs.physics import Model
+from metarl.envs.physics import Limits, Model
 from metarl.envs.robot import Robot, RobotTask, State, gymnasium_model
 from metarl.tasks import Split, TaskBatch, TaskKind
 
@@ -60,6 +60,7 @@ class ReacherGoal(Robot):
     reset_noise: ClassVar[float] = 0.1
     reads: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "xpos")
     remembers: ClassVar[tuple[str, ...]] = ()
+    room: ClassVar[Limits] = Limits(contacts=1, constraints=8)
     episodes: int = 2
     horizon: int = 50
 

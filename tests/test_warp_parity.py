@@ -8,6 +8,7 @@ that begin a millionth apart.
 from dataclasses import replace
 from functools import cache
 
+import mujoco
 import pytest
 import torch
 
@@ -262,3 +263,51 @@ def test_disturbances_are_the_same(device):
             pushed = warp.physics.field("xfrc_applied").abs().sum((1, 2)) > 0
             pushes += int(pushed.sum())
     assert pushes > 0
+
+
+def fallen(family, worlds, generator):
+    """Robots near the floor, turned any way."""
+    compiled = family.model().compiled
+    qpos = torch.from_numpy(compiled.qpos0).repeat(worlds, 1)
+    if compiled.jnt_type[0] == mujoco.mjtJoint.mjJNT_FREE:
+        turned = torch.randn(worlds, 4, generator=generator, dtype=torch.float64)
+        qpos[:, 3:7] = turned / turned.norm(dim=1, keepdim=True)
+        qpos[:, 2] = 0.6
+    elif compiled.nq > 5:
+        qpos[:, 1] *= 0.5
+        qpos[:, 2] = 2 * torch.pi * torch.rand(worlds, generator=generator)
+    return qpos
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "name",
+    ["half-cheetah-vel", "ant-goal", "humanoid-dir", "walker2d-vel", "hopper-vel", "reacher-goal"],
+)
+def test_fallen_robots_find_room_for_their_contacts(name, device):
+    """Full strength at random, seen by MuJoCo Warp one substep in fifty."""
+    worlds, generator = 32, torch.Generator().manual_seed(0)
+    family = make_family(name)
+    cpu, warp = on_cpu(family, worlds).physics, on_warp(family, device, worlds).physics
+    assert family.limits.contacts and family.limits.constraints
+    every = torch.ones(worlds, dtype=torch.bool)
+    qpos = fallen(family, worlds, generator)
+    cpu.reset(every, qpos, 0.1 * torch.randn(worlds, cpu.field("qvel").shape[1]))
+    contacts, rows = cpu.field("ncon"), cpu.field("nefc")
+    strongest = torch.from_numpy(family.model().compiled.actuator_ctrlrange[:, 1].copy())
+    most = 0
+    for step in range(100):
+        u = torch.rand(worlds, len(strongest), generator=generator) - 0.5
+        cpu.step(u.sign() * strongest, family.frame_skip)
+        most = max(most, int(rows.max()))
+        assert contacts.double().mean() <= family.limits.contacts / 2
+        if step % 10 == 0:
+            warp.put(every, cpu.state_dict()["rows"])
+            warp.step((u.sign() * strongest).to(warp.device), 1)
+    assert 0 < most <= family.limits.constraints
+    assert all(counts.sum() == 0 for counts in warp.troubles().overflow.values())
+
+
+def test_every_robot_but_a_users_own_says_how_much_room_it_needs():
+    without = [name for name in ROBOTS if make_family(name).limits.contacts is None]
+    assert without == ["crane"]
