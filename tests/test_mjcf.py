@@ -202,7 +202,8 @@ def test_the_class_belongs_to_the_module_that_made_it(module):
 
     assert (Cart.__module__, Cart.__name__, Cart.name) == ("carts_of_mine", "MyCart", "my-cart")
     assert Cart.__doc__ == "The robot of models/cart.xml."
-    assert {f.name for f in fields(Cart)} == {"episodes", "horizon", "randomize"}
+    on_a_gpu = {"backend", "max_contacts", "max_constraints"}
+    assert {f.name for f in fields(Cart)} == {"episodes", "horizon", "randomize"} | on_a_gpu
     assert Cart() == Cart(horizon=9) != Cart(horizon=10)
     assert "MyCart(episodes=2, horizon=9" in repr(Cart())
     assert Cart().sample_tasks(1, "train", generator()).__class__.__name__ == "MyCartTask"
