@@ -25,7 +25,7 @@ from metarl.agents.gradient_adaptation import (
 from metarl.agents.gradient_policy import GradientPolicy
 from metarl.distributions import Distribution
 from metarl.errors import TrainingError, UsageError
-from metarl.generators import policy_generator
+from metarl.generators import policy_generator, restore_generator
 from metarl.inner_loop import own_copies
 from metarl.layers import Params
 from metarl.linear_baseline import fit_predict
@@ -315,5 +315,5 @@ class GradientAgent(ABC):
         self.value.load_state_dict(state["value"])
         load_optimizer(self.value_optimizer, state["value_optimizer"])
         self.task_generator.set_state(state["task_generator"].cpu())
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"])
         self.skipped = state["skipped"]

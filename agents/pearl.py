@@ -29,7 +29,7 @@ from metarl.agents.sac import SACConfig, SoftActorCritic, actor_losses, bellman,
 from metarl.context import ENCODERS, Encoder, first, join
 from metarl.errors import UsageError, require_between, require_widths
 from metarl.exploration import RepeatedActions
-from metarl.generators import policy_generator
+from metarl.generators import policy_generator, restore_generator
 from metarl.optimization import gradient_step, load_optimizer, require_finite, set_learning_rate
 from metarl.policy import AdaptivePolicy
 from metarl.replay import MultiTaskReplay
@@ -328,4 +328,4 @@ class Pearl:
         self.networks.load_state_dict(state["networks"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.task_generator.set_state(state["task_generator"].cpu())
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"])

@@ -23,7 +23,7 @@ from metarl.acceleration import for_acting
 from metarl.configs import NEWER
 from metarl.distributions import Distribution
 from metarl.errors import require_between
-from metarl.generators import policy_generator
+from metarl.generators import policy_generator, restore_generator
 from metarl.memory import Carry, GRUMemory
 from metarl.networks import RunningNorm, action_dim
 from metarl.policy import Step
@@ -234,4 +234,4 @@ class RL2:
         self.network.load_state_dict(state["network"])
         self.ppo.load_state_dict(state)
         self.task_generator.set_state(state["task_generator"].cpu())
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"])

@@ -25,7 +25,7 @@ from metarl.acceleration import for_acting
 from metarl.agents.task_inference import InferenceConfig, TaskVAE, Trials, elbo
 from metarl.distributions import Distribution, Gaussian
 from metarl.errors import require_between, require_positive
-from metarl.generators import policy_generator
+from metarl.generators import policy_generator, restore_generator
 from metarl.networks import CategoricalHead, RunningNorm
 from metarl.optimization import gradient_step, load_optimizer, require_finite, set_learning_rate
 from metarl.policy import Step
@@ -338,4 +338,4 @@ class VariBAD:
         self.ppo.load_state_dict(state)
         load_optimizer(self.vae_optimizer, state["vae_optimizer"])
         self.task_generator.set_state(state["task_generator"].cpu())
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"])

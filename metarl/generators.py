@@ -1,10 +1,11 @@
-"""The global generators of Python, NumPy and torch, saved and restored, and that of a policy.
+"""The global generators of Python, NumPy and torch, saved and restored, and those of agents.
 
 Agents and worlds draw from generators of their own; the global ones are for libraries that do not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 
 _POLICY_SEED = 6_700_417_274_177
+_STATE_BYTES = 5056, 16
+"""of a generator of torch: on a CPU, and on a CUDA device"""
 
 
 def seed_global_generators(seed: int) -> None:
@@ -46,7 +49,8 @@ def set_global_generators(state: dict[str, Any]) -> None:
     np.random.set_state({**state["numpy"], "state": {**inner, "key": inner["key"].numpy()}})
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # It may have been saved where there are more GPUs.
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 @contextmanager
@@ -86,3 +90,17 @@ def policy_generator(device: torch.device | str) -> torch.Generator:
     tasks would be those that choose the actions, and a policy would seem to know its task.
     """
     return torch.Generator(device).manual_seed(_POLICY_SEED)
+
+
+def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Bring `generator` into a state that `get_state` returned.
+
+    Generators of CPUs and of GPUs are different algorithms. One of the other kind is started from
+    what the bytes of the state give: its numbers are others, but always the same.
+    """
+    state = state.cpu()
+    if len(state) == len(generator.get_state()) or len(state) not in _STATE_BYTES:
+        generator.set_state(state)
+        return
+    digest = hashlib.sha256(bytes(state.tolist())).digest()
+    generator.manual_seed(int.from_bytes(digest[:8], "little"))

@@ -274,3 +274,16 @@ def test_a_run_on_a_gpu_logs_and_resumes_as_one_on_the_cpu(case, tmp_path, monke
         there = trained(tmp_path / "cuda", case, "cuda", 60, 120)
     assert len(plain) > 3
     assert there == plain
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_agent_that_was_trained_on_a_gpu_is_opened_on_a_cpu(case):
+    agent, _, _ = case.build("cpu", seed=1)
+    state = agent.state_dict()
+    assert "generator" in state
+    # What generators of CUDA devices save: a seed and an offset.
+    state["generator"] = torch.tensor([3, 4]).view(torch.uint8)
+    again, _, _ = case.build("cpu", seed=2)
+    again.load_state_dict(state)
+    found, network = again.state_dict(), "networks" if "networks" in state else "network"
+    assert all(torch.equal(p, found[network][name]) for name, p in state[network].items())
