@@ -47,7 +47,9 @@ class Launcher:
                 launches()
                 undo()
                 self._graphs[name] = self._record(launches)
-        self._warp.capture_launch(self._graphs[name], stream=self._stream())
+        # The default streams of all GPUs look alike: CUDA takes that of the present device.
+        with self._warp.ScopedDevice(self._where):
+            self._warp.capture_launch(self._graphs[name], stream=self._stream())
 
     def _record(self, launches: Callable[[], None]) -> Any:
         """A graph of launches, none of which takes place."""

@@ -116,7 +116,9 @@ class WarpModel:
             _log.debug("MuJoCo Warp: %s", warning.message)
         # What finds no room is counted on the device; lines from it would be slow.
         self.arrays.opt.warn_overflow = False
-        self.arrays.opt.deterministic = torch.are_deterministic_algorithms_enabled()
+        order = self._mjw.DeterminismType
+        wanted = torch.are_deterministic_algorithms_enabled()
+        self.arrays.opt.deterministic = int(order.ALL if wanted else order.NONE)
         self.arrays.callback.contactfilter = contact_filter(self.compiled.geom_type)
         self._own: dict[str, Tensor] = {}
         self._shared: dict[str, Tensor] = {}
