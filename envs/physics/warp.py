@@ -4,7 +4,7 @@ Fields are float32 tensors that share Warp's memory. The launches of a control s
 once, as a graph, and then launched as one. Nothing is looked at in between: which worlds became
 unstable, and where contacts found no room, is kept on the device until `troubles` asks for it.
 
-On Warp's CPU device the same code runs on a CPU, at a fifth to two fifths of the speed of `CpuPhysics`.
+On Warp's CPU device the same code runs on a CPU, at a fifth to two fifths of `CpuPhysics`' speed.
 """
 
 from __future__ import annotations
