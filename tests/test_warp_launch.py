@@ -3,12 +3,9 @@
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from metarl.envs.physics.warp_launch import Launcher
-from metarl.envs.physics.warp_model import WarpModel
-from metarl.envs.robot import gymnasium_model
 
 
 class Warp:
@@ -67,17 +64,3 @@ def test_what_is_recorded_is_launched_on_the_device_that_it_is_for(monkeypatch):
         launched,
     ]
     assert warp.device == "cuda:0"
-
-
-@pytest.mark.parametrize("wanted", [False, True])
-def test_all_sums_have_one_order_where_kernels_are_deterministic(wanted):
-    warp = pytest.importorskip("warp", reason="MuJoCo Warp is not installed")
-    kinds = pytest.importorskip("mujoco_warp").DeterminismType
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted)
-    try:
-        with warp.ScopedDevice("cpu"):
-            model = WarpModel(gymnasium_model("half_cheetah.xml"), 1)
-    finally:
-        torch.use_deterministic_algorithms(before)
-    assert model.arrays.opt.deterministic == (kinds.ALL if wanted else kinds.NONE)

@@ -10,6 +10,7 @@ On Warp's CPU device the same code runs on a CPU, at a fifth to two fifths of `C
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 
 import mujoco
@@ -33,6 +34,7 @@ _KINEMATIC = frozenset(
 )
 """derived fields that follow from positions without the rest of the dynamics"""
 _HUGE = 1e10
+_log = logging.getLogger("metarl.physics")
 _UNSTABLE = "state not finite after the step"
 
 _NO_ROOM = {
@@ -66,11 +68,17 @@ class WarpPhysics:
             )
         self.device = require_warp(device)
         self._warp, self._mjw = import_warp()
-        self._warp.init()
         self.model, self.num_worlds = model, num_worlds
         self.timestep = float(model.compiled.opt.timestep)
         self.limits = limits or Limits()
         if self.device.type == "cuda":
+            if torch.are_deterministic_algorithms_enabled():
+                _log.warning(
+                    "physics of %s: MuJoCo Warp adds up contacts in the order in which its threads "
+                    "find them, so that the same seed does not give the same bits; MuJoCo's own "
+                    "does, by the family's option backend",
+                    model.path,
+                )
             require_memory(model, num_worlds, self.limits, self.device)
         self._launcher = Launcher(self._warp, self.device)
         with self._launcher.in_order():

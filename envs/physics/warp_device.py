@@ -14,6 +14,9 @@ from metarl.errors import UsageError
 
 CONDITIONAL_GRAPHS = (12, 4)
 """CUDA that has graphs with conditions, by which a solver in a graph ends when it has converged"""
+BESIDES = 0.3
+"""Memory that worlds take besides their arrays, as a share of these: models of their own, up to
+15 % by `metarl bench memory`, and what kernels need while they run, 13 % on Warp's CPU device."""
 OLDEST_GPU = 75
 """compute capability, times ten, of the oldest GPUs that Warp has code for from CUDA 13 on"""
 
@@ -39,11 +42,6 @@ def require_warp(device: torch.device | str) -> torch.device:
 
 def _lacking(warp: Any, device: torch.device) -> str | None:
     """What Warp lacks, as a clause; None if nothing."""
-    level, warp.config.log_level = warp.config.log_level, warp.LOG_ERROR
-    try:
-        warp.init()  # complains of old drivers in several lines
-    finally:
-        warp.config.log_level = level
     toolkit, driver = warp.get_cuda_toolkit_version(), warp.get_cuda_driver_version()
     if toolkit is None:
         return f"warp {warp.__version__} is built without CUDA, as on all machines but NVIDIA's"
@@ -80,6 +78,7 @@ def _dotted(version: tuple[int, int]) -> str:
 def require_memory(model: Model, num_worlds: int, limits: Limits, device: torch.device) -> None:
     """Raise `OutOfMemory` unless worlds of `model` fit into what is free on a CUDA device."""
     each, shared = bytes_per_world(model, limits)
+    each = int((1.0 + BESIDES) * each)
     free = free_memory(device)
     needed = each * num_worlds + shared
     fit = int(((1.0 - SPARE) * free - shared) / each)

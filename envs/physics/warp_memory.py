@@ -64,7 +64,6 @@ def bytes_per_world(model: Model, limits: Limits, fields: Iterable[str] = ()) ->
 def _bytes(model: Model, limits: Limits, fields: tuple[str, ...], num_worlds: int) -> int:
     """What the arrays of so many worlds take."""
     warp, _ = import_warp()
-    warp.init()
     with warp.ScopedDevice("cpu"):
         constants = WarpModel(model, num_worlds)
         constants.expand(fields)

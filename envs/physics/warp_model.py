@@ -15,7 +15,6 @@ from importlib import import_module
 from typing import Any
 
 import mujoco
-import torch
 from torch import Tensor
 
 from metarl.envs.physics.model import Model
@@ -65,9 +64,15 @@ def import_warp() -> tuple[Any, Any]:
     """
     try:
         warp = import_module("warp")
-        # Which kernels are compiled or loaded is of no interest; the user may ask for more.
-        warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)
-        return warp, import_module("mujoco_warp")
+        # Which kernels are compiled is of no interest, nor that a machine has no GPU: that is told
+        # where one is asked for.
+        level = max(warp.config.log_level, warp.LOG_WARNING)
+        warp.config.log_level = warp.LOG_ERROR
+        try:
+            warp.init()
+            return warp, import_module("mujoco_warp")
+        finally:
+            warp.config.log_level = level
     except ImportError as error:
         raise UsageError(
             "physics on a GPU needs MuJoCo Warp, which is not installed; install it with: "
@@ -116,9 +121,6 @@ class WarpModel:
             _log.debug("MuJoCo Warp: %s", warning.message)
         # What finds no room is counted on the device; lines from it would be slow.
         self.arrays.opt.warn_overflow = False
-        order = self._mjw.DeterminismType
-        wanted = torch.are_deterministic_algorithms_enabled()
-        self.arrays.opt.deterministic = int(order.ALL if wanted else order.NONE)
         self.arrays.callback.contactfilter = contact_filter(self.compiled.geom_type)
         self._own: dict[str, Tensor] = {}
         self._shared: dict[str, Tensor] = {}
