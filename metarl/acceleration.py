@@ -242,7 +242,7 @@ def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Tenso
     sources = [x for x in tensors(args) if x.requires_grad]
     roots = [x for x in results if x.requires_grad]
     grads: tuple[Tensor, ...] = ()
-    if roots and sources:
+    if roots and sources and torch.is_grad_enabled():
         total = torch.stack([x.sum() for x in roots]).sum()
         grads = torch.autograd.grad(total, sources, materialize_grads=True, allow_unused=True)
     return _vector(results), _vector(grads)

@@ -342,6 +342,18 @@ def test_it_is_held_against_the_eager_one_at_first_only(monkeypatch):
     assert calls[-2:] == ["compiled", "compiled"]
 
 
+def test_a_parameter_that_is_handed_on_asks_for_no_gradient_while_acting(monkeypatch):
+    spread = torch.zeros(2, requires_grad=True)
+
+    @for_acting
+    def gaussian(x, spread):
+        return 2.0 * x, spread
+
+    fake(monkeypatch, lambda f: f)
+    with in_force(True)(), torch.no_grad():
+        assert gaussian(torch.ones(2), spread)[1] is spread
+
+
 def test_in_bfloat16_it_may_be_as_far_off_as_the_eager_one(monkeypatch):
     @for_learning
     def times(x, y):
