@@ -57,8 +57,8 @@ class TrainingConfig:
     """how products of matrices are rounded while training: tf32 rounds their factors on a GPU that
     can; bfloat16 rounds more, but only while learning, neither in memories nor in actions"""
     deterministic_kernels: bool = field(default=False, metadata=NEWER)
-    """use slower kernels of torch on a GPU that give the same bits every time, as a CPU does anyway;
-    robots that MuJoCo Warp simulates there differ all the same, by roundings at first"""
+    """use slower kernels of torch, which on a GPU give the same bits every time, as a CPU does
+    anyway; robots that MuJoCo Warp simulates there differ all the same, by roundings at first"""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot train."""
