@@ -155,6 +155,7 @@ class SB3Agent:
         except ValueError as error:
             self._require_finite({}, error)
             raise
+        env.check()
         figures = self._losses()
         self._require_finite(figures, None)
         if worlds.finished:

@@ -109,6 +109,10 @@ class TaskInObservationEnv(VectorEnv):
         """It is the inner worlds that may rest."""
         self.inner.rest(worlds)
 
+    def check(self) -> None:
+        """The inner worlds have the physics."""
+        self.inner.check()
+
     def dump_unstable_to(self, folder: Path) -> None:
         """The inner worlds have the physics."""
         self.inner.dump_unstable_to(folder)

@@ -19,6 +19,8 @@ from metarl.envs.registry import make_family
 from metarl.envs.robot import gymnasium_model
 from metarl.envs.robot_worlds import RobotWorlds
 from metarl.errors import UsageError
+from metarl.experiments.agents import AGENTS
+from metarl.experiments.loading import as_seen_by, build_agent
 
 pytest.importorskip("mujoco_warp")
 
@@ -596,6 +598,18 @@ def test_contacts_without_room_are_told_of_once_a_rollout(lying, caplog, limit):
         env.reset()
     (message,) = caplog.messages
     assert f"no room for all {limit}" in message and f"max-{limit}" in message
+
+
+@pytest.mark.parametrize("agent", ["oracle", "sb3-ppo"])
+def test_every_agent_is_told_of_contacts_without_room(agent, caplog):
+    family = make_family("hopper-vel", backend="warp", horizon=4, max_constraints=1)
+    options = {"n_steps": 4, "minibatches": 1} if agent == "sb3-ppo" else {"layers": (4,)}
+    config = AGENTS[agent].config_class()(**options)
+    seen = as_seen_by(agent, family, config)
+    with caplog.at_level(logging.WARNING):
+        trained = build_agent(agent, config, seen, seed=0, device="cpu")
+        trained.train_step(seen.make_worlds(2), 0.0)
+    assert any("no room for all constraints" in message for message in caplog.messages)
 
 
 def test_contacts_with_room_are_not_told_of(lying, caplog):
