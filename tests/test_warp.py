@@ -602,8 +602,8 @@ def test_contacts_without_room_are_told_of_once_a_rollout(lying, caplog, limit):
 
 @pytest.mark.parametrize("agent", ["oracle", "sb3-ppo"])
 def test_every_agent_is_told_of_contacts_without_room(agent, caplog):
-    family = make_family("hopper-vel", backend="warp", horizon=4, max_constraints=1)
-    options = {"n_steps": 4, "minibatches": 1} if agent == "sb3-ppo" else {"layers": (4,)}
+    family = make_family("hopper-vel", backend="warp", horizon=20, max_constraints=1)
+    options = {"n_steps": 20, "minibatches": 1} if agent == "sb3-ppo" else {"layers": (4,)}
     config = AGENTS[agent].config_class()(**options)
     seen = as_seen_by(agent, family, config)
     with caplog.at_level(logging.WARNING):
