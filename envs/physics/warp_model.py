@@ -64,8 +64,8 @@ def import_warp() -> tuple[Any, Any]:
     """
     try:
         warp = import_module("warp")
-        # Which kernels are compiled is of no interest, nor that a machine has no GPU: that is told
-        # where one is asked for.
+        # Which kernels are compiled is of no interest, and what a driver lacks is told in one
+        # sentence where a GPU is asked for.
         level = max(warp.config.log_level, warp.LOG_WARNING)
         warp.config.log_level = warp.LOG_ERROR
         try:
