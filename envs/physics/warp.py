@@ -248,7 +248,7 @@ class WarpPhysics:
             if not self._model.varies(name):
                 raise UsageError(
                     f"physics of {self.model.path}: MuJoCo Warp cannot give every world its own "
-                    f"{name}; leave it as it is, or run on the CPU with --device cpu"
+                    f"{name}; leave it as it is, or choose mujoco as the family's backend"
                 )
         with self._launcher.in_order():
             moved = self._model.expand(fields)

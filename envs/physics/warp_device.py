@@ -14,9 +14,10 @@ from metarl.errors import UsageError
 
 CONDITIONAL_GRAPHS = (12, 4)
 """CUDA that has graphs with conditions, by which a solver in a graph ends when it has converged"""
-BESIDES = 0.3
+BESIDES = 0.4
 """Memory that worlds take besides their arrays, as a share of these: models of their own, up to
-15 % by `metarl bench memory`, and what kernels need while they run, 13 % on Warp's CPU device."""
+15 % by `metarl bench memory`, and what kernels need while they run, 12 % on Warp's CPU device. That
+may be kept twice, for launches by themselves and for those in a graph."""
 OLDEST_GPU = 75
 """compute capability, times ten, of the oldest GPUs that Warp has code for from CUDA 13 on"""
 

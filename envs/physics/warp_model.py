@@ -95,7 +95,7 @@ def _refusal(model: Model, error: Exception) -> UsageError:
     reason = " ".join(str(error).split()).rstrip(".").replace("is unsupported", "not supported")
     return UsageError(
         f"model file {model.path} cannot run on a GPU, whose physics is MuJoCo Warp: {reason}; "
-        "take that out of the model, or run it with --device cpu"
+        "take that out of the model, or choose mujoco as the family's backend"
     )
 
 
@@ -109,7 +109,7 @@ class WarpModel:
             UsageError: for features of the model that MuJoCo Warp does not have.
         """
         self._warp, self._mjw = import_warp()
-        self.source, self.num_worlds = model, num_worlds
+        self.num_worlds = num_worlds
         self.compiled = for_warp(model)
         try:
             with warnings.catch_warnings(record=True) as said:
